@@ -1,0 +1,47 @@
+"""Recurra: recurrent neural networks for language.
+
+    import recurra
+
+    lm = recurra.load("demo")
+    print(lm.perplexity("It is a truth universally acknowledged"))
+
+Importing this package is cheap: what needs torch is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import nn
+    from .config import UserError
+    from .language_model import LanguageModel, load
+    from .recipes import train_lm
+    from .text.corpora import open_corpus
+
+__version__ = "0.1.0"
+__all__ = ["LanguageModel", "UserError", "load", "nn", "open_corpus", "train_lm"]
+
+# Each public name's module; a name that is a module itself stands for the module of that name.
+_HOMES = {
+    "LanguageModel": "recurra.language_model",
+    "UserError": "recurra.config",
+    "load": "recurra.language_model",
+    "nn": "recurra.nn",
+    "open_corpus": "recurra.text.corpora",
+    "train_lm": "recurra.recipes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recurra' has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    value = module if _HOMES[name] == f"recurra.{name}" else getattr(module, name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,138 @@
+"""What is on disk: a model directory, and the state of a training run.
+
+A model directory holds
+
+- ``settings.json``: the kind of model, every resolved setting, the tokenizer with its vocabulary;
+- ``weights.safetensors``: the weights, with the digest of their bytes and of the vocabulary they belong to;
+- ``log.jsonl``, ``results.json``: what training logged and what evaluation found;
+- ``training/``: what only resuming needs (token files, the state of the run); it may be deleted.
+
+Weights are safetensors and everything else is JSON: nothing that is loaded can run code. Every file is written whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from recurra.config import UserError
+from recurra.files import written_whole
+
+__all__ = ["SETTINGS", "WEIGHTS", "prepare_directory", "read_settings", "read_tensors", "write_settings", "write_tensors"]
+
+FORMAT = 1  # of the directory; a reader refuses one it does not know
+SETTINGS = "settings.json"
+WEIGHTS = "weights.safetensors"
+
+
+class CheckpointError(UserError):
+    """A model directory or a file of it that cannot be used; the text says which and why."""
+
+
+def prepare_directory(directory: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make ``directory`` ready to take a model, or say why it is not.
+
+    Raises:
+        UserError: it is a file, cannot be written to, or holds a model already and neither ``overwrite`` nor ``resume``
+            was given.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: expected a folder for the model, found a file; choose another with -o")
+    if (directory / SETTINGS).exists() and not (overwrite or resume):
+        raise UserError(f"{directory}: already holds a model; give --overwrite to replace it or --resume to go on training")
+    if resume and not (directory / SETTINGS).exists():
+        raise UserError(f"{directory}: nothing to resume; train there without --resume first")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{directory}: cannot write there ({error.strerror}); choose another folder with -o") from error
+
+
+def write_settings(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write ``settings.json``: what a model is, all but its weights."""
+    write_json(directory / SETTINGS, {"format": FORMAT, "kind": kind, **content})
+
+
+def read_settings(directory: Path, kind: str | None = None) -> dict[str, Any]:
+    """Read ``settings.json``.
+
+    Args:
+        directory: a model directory.
+        kind: the kind of model that is wanted; ``None`` takes any.
+
+    Raises:
+        UserError: there is none, it is damaged, of another format, or of another kind of model.
+    """
+    path = directory / SETTINGS
+    if not path.exists():
+        what = "no such folder" if not directory.exists() else f"not a model: it has no {SETTINGS}"
+        raise CheckpointError(f"{directory}: {what}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, found_kind = content["format"], content["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it or train again") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: is of format {found}, this version reads format {FORMAT}")
+    if kind is not None and found_kind != kind:
+        raise CheckpointError(f"{directory}: holds a model of kind {found_kind!r}, expected {kind!r}")
+    settings: dict[str, Any] = content
+    return settings
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with written_whole(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors with their digest, whole or not at all."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(ready, {**metadata, "digest": _digest(ready)})
+    with written_whole(path, "wb") as file:
+        file.write(content)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata.
+
+    Raises:
+        UserError: the file is missing, cut short, or not as it was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; train again or restore it") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read, probably cut short ({error}); restore it or train again") from error
+    if metadata.pop("digest", None) != _digest(tensors):
+        raise CheckpointError(f"{path}: damaged: its content does not match its digest; restore it or train again")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.reshape(-1)
+        digest.update(np.ascontiguousarray((flat.view(torch.uint8) if flat.numel() else flat).numpy()).data)
+    return digest.hexdigest()

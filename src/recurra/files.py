@@ -1,0 +1,56 @@
+"""Writing files so that a reader finds the old content or the new, never a part of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path, mode: Literal["w", "wb"] = "w", encoding: str = "utf-8") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` when, and only when, the block ends without an error.
+
+    The content goes to a temporary file beside `path`, reaches the disk, and is then renamed over it in one step, so
+    that neither a full disk nor a loss of power nor a kill at any moment leaves `path` half-written. After an error the
+    temporary file is removed and `path` is as it was; only a kill leaves one behind, for :func:`remove_leftovers`.
+    `encoding` is for mode ``"w"``, which keeps line ends as written. A device or a pipe is simply written to.
+    """
+    path = Path(path).resolve()  # what a symbolic link points to is replaced, not the link
+    text: dict[str, Any] = {"encoding": encoding, "newline": ""} if mode == "w" else {}
+    if path.exists() and not path.is_file():
+        with open(path, mode, **text) as file:
+            yield file
+        return
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    try:
+        with open(temporary, mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files of writers that were killed; for a folder that nobody else is writing to."""
+    for leftover in Path(folder).glob(".*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a loss of power; not every system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,19 @@
+"""Layers: recurrent ones, drop-in for torch.nn's and with more to choose; dropout for sequences."""
+
+from .cells import GRUCell, LSTMCell, LSTMState, RNNCell
+from .dropout import LockedDropout
+from .recurrent import GRU, LSTM, RNN, Recurrent, Trace, implementation
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "LSTMState",
+    "LockedDropout",
+    "RNNCell",
+    "Recurrent",
+    "Trace",
+    "implementation",
+]

@@ -1,0 +1,244 @@
+"""Output layers: from a hidden vector to a distribution over the vocabulary.
+
+Every output layer answers the same two questions, and nobody else asks what kind it is:
+
+- ``loss(hidden, targets)``: the training loss, summed over the tokens, in nats;
+- ``log_probs(hidden, targets=None)``: exact natural-log probabilities, of all words or of the targets alone.
+
+Shapes: ``hidden [..., features]``, ``targets [...]``; ``log_probs`` is ``[..., vocabulary]``, or ``[...]`` with targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "cutoffs_by_coverage"]
+
+# Scores held at a time. 2**21 float32 scores are 8 MiB: they stay in the last-level cache between the product that makes
+# them and the two that use them, and peak memory no longer grows with time x batch x vocabulary.
+SCORES_PER_CHUNK = 2**21
+
+
+class OutputLayer(Protocol):
+    """What a language model asks of its output layer."""
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The training loss, summed over the tokens, in nats."""
+
+    def log_probs(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Exact natural-log probabilities of every word, or of ``targets`` alone."""
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum of ``-log softmax(hidden @ weight.T + bias)[target]`` over rows, a chunk of rows at a time.
+
+    The gradient with respect to the scores is ``softmax - one_hot``, so the gradients of all three inputs are made in the
+    forward pass while the scores of a chunk are at hand, and only scaled in the backward pass: the same three matrix
+    products as the plain way, without ever holding all the scores.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        for_hidden, for_weight, for_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_weight = torch.zeros_like(weight) if for_weight else None
+        grad_bias = torch.zeros_like(bias) if for_bias else None
+        nats = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for rows in _chunks(len(hidden), len(weight)):
+            h, y = hidden[rows], targets[rows, None]
+            scores = torch.addmm(bias, h, weight.t())  # [rows, vocabulary]
+            log_normaliser = scores.logsumexp(1, keepdim=True)
+            nats += (log_normaliser - scores.gather(1, y)).sum()
+            if not (for_hidden or for_weight or for_bias):
+                continue
+            delta = scores.sub_(log_normaliser).exp_()
+            delta.scatter_add_(1, y, -torch.ones_like(y, dtype=delta.dtype))
+            if grad_hidden is not None:
+                torch.mm(delta, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                grad_weight.addmm_(delta.t(), h)
+            if grad_bias is not None:
+                grad_bias += delta.sum(0)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        if torch.is_grad_enabled():  # to be differentiated again: made anew, by operations that autograd can follow
+            hidden, weight, bias, targets = ctx.saved_tensors
+            delta = torch.addmm(bias, hidden, weight.t()).softmax(1) - nn.functional.one_hot(targets, len(weight))
+            gradients = delta @ weight, delta.t() @ hidden, delta.sum(0)
+        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
+        return (*(g * grad.to(g.dtype) if needed else None for g, needed in wanted), None)
+
+
+def _chunks(rows: int, classes: int) -> Iterator[slice]:
+    step = max(1, SCORES_PER_CHUNK // classes)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
+    nats: Tensor = _SummedCrossEntropy.apply(hidden, weight, bias, targets)
+    return nats
+
+
+def _target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities ``[rows]`` of the targets alone, a chunk of rows at a time."""
+    parts = [
+        scores.gather(1, targets[rows, None])[:, 0] - scores.logsumexp(1)
+        for rows in _chunks(len(hidden), len(weight))
+        for scores in (torch.addmm(bias, hidden[rows], weight.t()),)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+def unigram_log_probs(counts: Sequence[int]) -> Tensor:
+    """Add-one smoothed log-probabilities of the words by their counts: the best output bias before anything is learnt."""
+    smoothed = torch.tensor(counts, dtype=torch.float64) + 1
+    return smoothed.log() - smoothed.sum().log()
+
+
+class FullSoftmax(nn.Module):
+    r"""Softmax over the whole vocabulary: :math:`P(w) = \mathrm{softmax}(U h + b)_w`.
+
+    Args:
+        features: size of the hidden vectors.
+        counts: how often each word was seen in training, by id; the bias starts at their log-probabilities.
+        weight: a matrix ``[vocabulary, features]`` to share, as when tied to the embedding (Press & Wolf 2017).
+    """
+
+    def __init__(self, features: int, counts: Sequence[int], *, weight: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.weight = weight if weight is not None else nn.Parameter(torch.randn(len(counts), features) * features**-0.5)
+        self.bias = nn.Parameter(unigram_log_probs(counts).to(self.weight.dtype))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy in nats, in chunks: peak memory does not grow with time x batch x vocabulary."""
+        return _cross_entropy(hidden.reshape(-1, hidden.shape[-1]), self.weight, self.bias, targets.reshape(-1))
+
+    def log_probs(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Log-probabilities ``[..., vocabulary]``, or ``[...]`` of the targets."""
+        if targets is None:
+            return torch.log_softmax(nn.functional.linear(hidden, self.weight, self.bias), -1)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return _target_log_probs(flat, self.weight, self.bias, targets.reshape(-1)).view(targets.shape)
+
+
+class AdaptiveSoftmax(nn.Module):
+    r"""Adaptive softmax (Grave et al. 2017): frequent words in the head, rare ones in clusters of smaller width.
+
+    Ids are in falling order of frequency. Words ``[0, cutoffs[0])`` stand in the head beside one entry a cluster; cluster
+    *k* holds words ``[cutoffs[k], cutoffs[k+1])`` and sees the hidden vector through a projection to ``widths[k]``:
+
+    .. math:: \log P(w) = \log P_{head}(k) + \log \mathrm{softmax}(E_k A_k h + b_k)_w
+
+    Args:
+        features: size of the hidden vectors.
+        counts: counts of the words in training, by id; biases start at the log-probabilities they give.
+        cutoffs: first word of each cluster, rising; ``None`` chooses them from the counts (:func:`cutoffs_by_coverage`).
+        shrink: each cluster's width is that of the one before divided by this (4 in the paper).
+
+    The tables ``head``, ``tails`` and ``projections`` can serve as the embedding too
+    (:class:`recurra.nn.embedding.AdaptiveEmbedding`), which ties input and output (Baevski & Auli 2019).
+    """
+
+    def __init__(
+        self, features: int, counts: Sequence[int], *, cutoffs: Sequence[int] | None = None, shrink: float = 4.0
+    ) -> None:
+        super().__init__()
+        cutoffs = list(cutoffs_by_coverage(counts) if cutoffs is None else cutoffs)
+        if sorted(set(cutoffs)) != cutoffs or not all(0 < c < len(counts) for c in cutoffs):
+            raise ValueError(
+                f"cutoffs must rise strictly and lie between 1 and {len(counts) - 1} (the vocabulary has {len(counts)} words),"
+                f" got {cutoffs}"
+            )
+        self.bounds = [*cutoffs, len(counts)]
+        widths = cluster_widths(features, len(cutoffs), shrink)
+        words = unigram_log_probs(counts)
+        clusters = [words[start:end] for start, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        masses = [cluster.logsumexp(0, keepdim=True) for cluster in clusters]
+        dtype = torch.get_default_dtype()
+        scale = features**-0.5
+        self.head = nn.Parameter(torch.randn(self.bounds[0] + len(clusters), features) * scale)
+        self.head_bias = nn.Parameter(torch.cat([words[: self.bounds[0]], *masses]).to(dtype))
+        self.projections = nn.ParameterList(torch.randn(width, features) * scale for width in widths)
+        self.tails = nn.ParameterList(
+            torch.randn(len(cluster), width) * width**-0.5 for cluster, width in zip(clusters, widths, strict=True)
+        )
+        self.tail_biases = nn.ParameterList(
+            (cluster - mass).to(dtype) for cluster, mass in zip(clusters, masses, strict=True)
+        )
+
+    def _clusters(self, targets: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each cluster that occurs in ``targets [rows]``: its number, the rows it occurs in, the words within it."""
+        for k, (start, end) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+            rows = ((targets >= start) & (targets < end)).nonzero()[:, 0]
+            if len(rows):
+                yield k, rows, targets[rows] - start
+
+    def _head_targets(self, targets: Tensor) -> Tensor:
+        bounds = torch.tensor(self.bounds[:-1], device=targets.device)
+        cluster = torch.bucketize(targets, bounds, right=True)  # 0: a word of the head
+        return torch.where(cluster > 0, self.bounds[0] + cluster - 1, targets)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed exact cross-entropy in nats; a cluster costs only the rows whose target lies in it."""
+        hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        nats = _cross_entropy(hidden, self.head, self.head_bias, self._head_targets(targets))
+        for k, rows, words in self._clusters(targets):
+            narrow = nn.functional.linear(hidden[rows], self.projections[k])
+            nats = nats + _cross_entropy(narrow, self.tails[k], self.tail_biases[k], words)
+        return nats
+
+    def log_probs(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Log-probabilities ``[..., vocabulary]``, or ``[...]`` of the targets."""
+        if targets is None:
+            head = torch.log_softmax(nn.functional.linear(hidden, self.head, self.head_bias), -1)
+            parts = [head[..., : self.bounds[0]]]
+            for k, (projection, tail, bias) in enumerate(
+                zip(self.projections, self.tails, self.tail_biases, strict=True)
+            ):
+                scores = nn.functional.linear(nn.functional.linear(hidden, projection), tail, bias)
+                parts.append(torch.log_softmax(scores, -1) + head[..., self.bounds[0] + k, None])
+            return torch.cat(parts, -1)
+        flat, words = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        result = _target_log_probs(flat, self.head, self.head_bias, self._head_targets(words))
+        for k, rows, within in self._clusters(words):
+            narrow = nn.functional.linear(flat[rows], self.projections[k])
+            cluster = _target_log_probs(narrow, self.tails[k], self.tail_biases[k], within)
+            result = result.index_add(0, rows, cluster.to(result.dtype))
+        return result.view(targets.shape)
+
+
+def cluster_widths(features: int, clusters: int, shrink: float = 4.0) -> list[int]:
+    """Width of each cluster: ``features / shrink**k``, never below 8."""
+    return [max(min(8, features), round(features / shrink ** (k + 1))) for k in range(clusters)]
+
+
+def cutoffs_by_coverage(counts: Sequence[int], coverage: Sequence[float] = (0.75, 0.92)) -> list[int]:
+    """Cut-offs such that the words before each cover a given share of the training text.
+
+    A head that covers three quarters of the text keeps its own cost, which every token pays, near that of the clusters,
+    which few pay (Grave et al. 2017, section 4), while the words that matter most keep their full width. On WikiText-2
+    these are words 2,000 and 10,000, to within a few hundred.
+
+    Args:
+        counts: of the words in training, by id, falling.
+        coverage: share of the text that the words before each cut-off make up, rising.
+
+    Returns:
+        The first id of each cluster, rising strictly; fewer than asked where the vocabulary is small.
+    """
+    share = np.cumsum(np.asarray(counts, dtype=np.float64) + 1)
+    found = np.searchsorted(share / share[-1], coverage) + 1
+    return sorted({int(cut) for cut in found if 0 < cut < len(counts)})

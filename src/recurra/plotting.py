@@ -1,0 +1,108 @@
+"""Pictures: the learning curve of a run, and swatches of colours. Needs matplotlib: the extra ``recurra[plot]``."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recurra.config import UserError
+from recurra.files import written_whole
+
+__all__ = ["learning_curve", "swatches"]
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure that needs no display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install 'recurra[plot]'") from None
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write the picture in the format that the path's suffix names, whole or not at all."""
+    content = io.BytesIO()
+    form = path.suffix[1:] or "png"
+    if form not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: unknown picture format; end the name in .png, .svg or .pdf")
+    figure.savefig(content, format=form)
+    with written_whole(path, "wb") as file:
+        file.write(content.getvalue())
+
+
+def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
+    """Draw training and validation loss against tokens of time, from ``log.jsonl``.
+
+    Args:
+        log: what :class:`recurra.training.Trainer` logged.
+        path: the picture; its suffix names the format.
+        title: what stands above it.
+
+    Raises:
+        UserError: matplotlib is missing, or the log is empty.
+    """
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        raise UserError(f"{log}: holds nothing to draw yet")
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    minutes = [line["seconds"] / 60 for line in lines]
+    axes.plot(minutes, [line["loss"] for line in lines], color="0.65", linewidth=1, label="training")
+    valid = [line for line in lines if "valid" in line]
+    if valid:
+        axes.plot(
+            [line["seconds"] / 60 for line in valid],
+            [line["valid"] for line in valid],
+            color="black",
+            linewidth=1.5,
+            marker="o",
+            markersize=4,
+            label="validation",
+        )
+        axes.annotate(
+            f"perplexity {math.exp(min(50.0, valid[-1]['valid'])):.1f}",
+            (valid[-1]["seconds"] / 60, valid[-1]["valid"]),
+            textcoords="offset points",
+            xytext=(-4, 8),
+            ha="right",
+        )
+    axes.set_xlabel("training time (minutes)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(title, fontsize="medium", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *, columns: int = 4) -> None:
+    """Draw named colours as a table of swatches.
+
+    Args:
+        colours: names, and red, green and blue from 0 to 255.
+        path: the picture; its suffix names the format.
+        columns: swatches in a row.
+    """
+    if not colours:
+        raise UserError("there are no colours to draw")
+    rows = math.ceil(len(colours) / columns)
+    figure = _figure(2.2 * columns, 0.62 * rows)
+    axes = figure.add_subplot()
+    for index, (name, rgb) in enumerate(colours):
+        row, column = divmod(index, columns)
+        colour = tuple(part / 255 for part in rgb)
+        axes.add_patch(_rectangle((column + 0.03, row + 0.08), 0.3, 0.84, colour))
+        axes.text(column + 0.37, row + 0.5, name, va="center", fontsize=7, parse_math=False)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_axis_off()
+    _save(figure, path)
+
+
+def _rectangle(corner: tuple[float, float], width: float, height: float, colour: tuple[float, ...]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, facecolor=colour, edgecolor="0.5", linewidth=0.5)

@@ -1,0 +1,285 @@
+"""From settings and a corpus to a trained model directory: one function for each kind of model."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recurra import distributed
+from recurra.checkpoint import SETTINGS, WEIGHTS, prepare_directory, read_settings, write_json
+from recurra.config import UserError, from_mapping, resolve, to_mapping
+from recurra.evaluation import Evaluation
+from recurra.language_model import KIND, LanguageModel
+from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
+from recurra.optimization import LEARNING_RATES
+from recurra.text.batches import Batch, ContiguousStreams, LineBatches, TokenStream, write_tokens
+from recurra.text.corpora import CorpusSettings, open_corpus
+from recurra.text.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer, tokenizer_from_mapping
+from recurra.training import Trainer, TrainingSettings, Watcher
+
+__all__ = ["LM_SECTIONS", "Outcome", "settle", "train_lm"]
+
+LM_SECTIONS = {
+    "corpus": CorpusSettings,
+    "tokenizer": TokenizerSettings,
+    "model": RecurrentLMSettings,
+    "training": TrainingSettings,
+}
+
+# What may be told anew on resuming: how long to go on and where, but nothing that the steps made so far depend on.
+LIMITS = frozenset(
+    {"epochs", "max_steps", "max_minutes", "early_stopping", "save_every", "log_every", "device", "threads", "tensorboard"}
+)
+
+ROWS_OF_VALIDATION = 10  # rows that validation during training is read in, each from the zero state: an estimate
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training led to.
+
+    Attributes:
+        lm: the model, with the best weights found.
+        evaluations: of the splits ``valid`` and ``test``, exact; empty when training was stopped by a signal.
+        stopped: the signal that stopped it, if one did.
+    """
+
+    lm: LanguageModel
+    evaluations: Mapping[str, Evaluation]
+    stopped: signal.Signals | None = None
+
+
+def train_lm(
+    corpus: str | Path | Sequence[str | Path] = (),
+    directory: str | Path = "",
+    *,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    watch: Watcher | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
+) -> Outcome:
+    """Train a recurrent language model and leave it in a folder.
+
+    Args:
+        corpus: files, folders, globs, ``-`` or the name of a corpus; needed but for resuming.
+        directory: the model's folder.
+        config: a settings file; keywords win over it.
+        overwrite: replace a model that is there.
+        resume: go on with the run that was stopped there.
+        watch: is called with the progress of training.
+        say: is called with a line of text at each stage.
+        settings: any field of :data:`LM_SECTIONS`, such as ``hidden_size=256`` or ``max_minutes=5``.
+
+    Raises:
+        UserError: whatever is wrong with what was given, in one line.
+        recurra.training.Diverged: the loss was no longer finite.
+    """
+    directory = Path(directory)
+    sources = [corpus] if isinstance(corpus, str | Path) else list(corpus)
+    chosen = resolve(LM_SECTIONS, file=config, flags=settings)
+    device = distributed.choose_device(None if chosen["training"].device == "auto" else chosen["training"].device)
+    with distributed.process_group(device):
+        if distributed.is_writer():
+            prepare_directory(directory, overwrite=overwrite, resume=resume)
+            if resume:
+                _update_limits(directory, {**_given(config), **settings})
+            else:
+                _prepare_lm(sources, directory, chosen, say)
+        distributed.barrier()
+        return _run_lm(directory, device, resume, watch, say)
+
+
+def _given(config: str | Path | None) -> dict[str, Any]:
+    from recurra.config import read_file
+
+    return {key: value for section in (read_file(config) if config else {}).values() for key, value in section.items()}
+
+
+def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Text to tokens on disk, settings settled and written; an older model there goes only when all this has worked."""
+    if not sources:
+        raise UserError("no corpus given: name a file, a folder or a corpus of `recurra data list`")
+    if chosen["model"].bidirectional:
+        RecurrentLM(chosen["model"], [1, 1])  # refuses, before any work is done
+    corpus = open_corpus(sources, chosen["corpus"])
+    say(f"reading {corpus.name}")
+    tokenizer = build_tokenizer(corpus.train, chosen["tokenizer"])
+    fresh = directory / "training.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        streams = {}
+        for split in SPLITS:
+            text = getattr(corpus, split)
+            if text is not None:
+                streams[split] = write_tokens(text, tokenizer, fresh / split)
+        train = streams["train"]
+        model, training = settle(chosen["model"], chosen["training"], train, tokenizer)
+        RecurrentLM(model, tokenizer.vocabulary.counts)  # sizes that do not fit are refused here
+        _batches(train, model, training, 0)  # and so is a text that is too short
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    for name in (SETTINGS, WEIGHTS, "log.jsonl", "results.json"):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / "training", ignore_errors=True)
+    fresh.rename(directory / "training")
+    sections = {
+        "corpus": {"sources": [str(source) for source in sources], **to_mapping(chosen["corpus"])},
+        "tokenizer_settings": to_mapping(chosen["tokenizer"]),
+        "training": to_mapping(training),
+    }
+    lm = LanguageModel(RecurrentLM(model, tokenizer.vocabulary.counts), tokenizer, sections)
+    lm.save_settings(directory)
+    parameters = sum(p.numel() for p in lm.model.parameters())
+    say(
+        f"{len(train.tokens):,} {tokenizer.kind} tokens to train on, vocabulary {len(tokenizer.vocabulary.tokens):,}; "
+        f"{model.layers} x {model.hidden_size} {model.cell}, {parameters:,} parameters"
+    )
+
+
+def _update_limits(directory: Path, given: Mapping[str, Any]) -> None:
+    """Take over the limits given for a resumed run; anything else must be as it was."""
+    content = read_settings(directory, KIND)
+    for name, value in given.items():
+        section = next((s for s in ("training", "model", "corpus", "tokenizer_settings") if name in content[s]), "training")
+        before = content[section].get(name)
+        value = list(value) if isinstance(value, tuple) else value
+        if name in LIMITS:
+            content[section][name] = value
+        elif before != value:
+            raise UserError(f"{name} cannot change in a run that is resumed: it was {before}, now {value}; leave it out")
+    write_json(directory / SETTINGS, content)
+
+
+def _run_lm(
+    directory: Path, device: torch.device, resume: bool, watch: Watcher | None, say: Callable[[str], None]
+) -> Outcome:
+    """Train what stands prepared in a folder."""
+    content = read_settings(directory, KIND)
+    settings = from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS))
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
+    model_settings = from_mapping(RecurrentLMSettings, content.pop("model"), str(directory / SETTINGS))
+    torch.manual_seed(settings.seed)
+    model = RecurrentLM(model_settings, tokenizer.vocabulary.counts).to(device)
+    lm = LanguageModel(model, tokenizer, content)
+    folder = directory / "training"
+    try:
+        streams = {split: TokenStream.open(folder / split) for split in SPLITS if TokenStream.exists(folder / split)}
+        train = streams["train"]
+    except KeyError:
+        raise UserError(f"{folder}: the tokens of the run are gone, so it cannot go on; train again") from None
+    valid = _validation(streams.get("valid"), model_settings, settings)
+    trainer = Trainer(
+        model,
+        settings,
+        lambda epoch: _batches(train, model_settings, settings, epoch),
+        valid=valid,
+        carry_state=model_settings.reset != "lines",
+        directory=folder,
+        keep=lambda: lm.save_weights(directory),
+        watch=watch,
+    )
+    if resume:
+        found = trainer.resume()
+        say(f"resuming at step {trainer.run_state.step:,}" if found else "nothing was saved yet: starting from the beginning")
+    stopped = trainer.run()
+    distributed.barrier()
+    lm.load_weights(directory)
+    model.eval()
+    if stopped:
+        return Outcome(lm, {}, stopped)
+    evaluations = {}
+    for split in ("valid", "test"):
+        if split in streams and len(streams[split].tokens):
+            say(f"evaluating on {split}: {len(streams[split].tokens):,} tokens")
+            evaluations[split] = lm.evaluate(streams[split])
+    if distributed.is_writer():
+        results = {
+            "steps": trainer.run_state.step,
+            "training_seconds": trainer.run_state.seconds,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **{split: evaluation.to_mapping() for split, evaluation in evaluations.items()},
+        }
+        write_json(directory / "results.json", results)
+    return Outcome(lm, evaluations)
+
+
+def _batches(
+    stream: TokenStream, model: RecurrentLMSettings, training: TrainingSettings, epoch: int
+) -> Sequence[Batch]:
+    """The batches of one epoch, this rank's part: contiguous streams, or lines by themselves."""
+    assert training.batch_size is not None
+    place = {"rank": distributed.rank(), "ranks": distributed.world_size()}
+    if model.reset == "lines":
+        return LineBatches(stream, training.batch_size, seed=training.seed, epoch=epoch, **place)
+    return ContiguousStreams(
+        stream, training.batch_size, training.chunk_length, resets=model.reset == "documents", **place
+    )
+
+
+def _validation(
+    stream: TokenStream | None, model: RecurrentLMSettings, training: TrainingSettings
+) -> Sequence[Batch]:
+    """Batches of the beginning of the validation text, for the estimates made during training."""
+    ranks = distributed.world_size()
+    if stream is None or len(stream.tokens) < ranks:
+        return ()
+    part = stream.head(training.evaluate_tokens)
+    rows = min(ROWS_OF_VALIDATION, len(part.tokens))
+    rows = max(ranks, rows // ranks * ranks)
+    return _batches(part, model, dataclasses.replace(training, batch_size=rows, chunk_length=100), 0)
+
+
+def settle(
+    model: RecurrentLMSettings, training: TrainingSettings, train: TokenStream, tokenizer: Tokenizer
+) -> tuple[RecurrentLMSettings, TrainingSettings]:
+    """Choose every setting that was left open, from the size of the corpus and the time there is.
+
+    Training ends after 10 minutes or 50 epochs if no limit is given. The more often the text will be read, the larger the
+    model and its dropout; the figures come from runs on WikiText-2 and tiny-shakespeare (docs/results.md).
+    """
+    tokens, vocabulary = len(train.tokens), len(tokenizer.vocabulary.tokens)
+    characters = tokenizer.kind == "characters"
+    if not (training.epochs or training.max_steps or training.max_minutes is not None):
+        training = dataclasses.replace(training, max_minutes=10.0, epochs=50)
+    minutes = training.max_minutes if training.max_minutes is not None else 10.0
+    if characters:
+        hidden = 256 if minutes < 4 or tokens < 500_000 else 512
+        batch_size, dropout = (32, 0.1)
+    else:
+        hidden = 256 if minutes < 20 else 400
+        passes = minutes * 60 * 10_000 / tokens  # at the speed of two cores of a plain CPU
+        batch_size, dropout = 20, min(0.5, 0.1 + 0.03 * passes)
+    batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
+    batch_size = max(1, batch_size // distributed.world_size()) * distributed.world_size()
+
+    def fill(settings: Any, **chosen: Any) -> Any:
+        return dataclasses.replace(settings, **{k: v for k, v in chosen.items() if getattr(settings, k) is None})
+
+    model = fill(model, hidden_size=hidden, layers=len(model.hidden_size) if isinstance(model.hidden_size, tuple) else 1)
+    last = model.projection_size or (model.hidden_size[-1] if isinstance(model.hidden_size, tuple) else model.hidden_size)
+    model = fill(
+        model,
+        embedding_size=min(128, last) if characters else last,
+        output="adaptive" if vocabulary > 5_000 else "full",
+        input_dropout=dropout / 2 if characters else dropout,
+        dropout=dropout,
+        output_dropout=dropout,
+    )
+    training = fill(
+        training, batch_size=batch_size, learning_rate=LEARNING_RATES[training.optimizer]
+    )
+    return model, training

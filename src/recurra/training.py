@@ -1,0 +1,506 @@
+"""The Trainer: from batches to trained weights, stoppable at any moment and resumable to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from recurra import distributed
+from recurra.checkpoint import read_tensors, write_tensors
+from recurra.config import UserError, setting
+from recurra.files import remove_leftovers
+from recurra.models.protocol import LossSum, evaluating
+from recurra.optimization import (
+    LEARNING_RATES,
+    OPTIMIZERS,
+    SCHEDULES,
+    Plateau,
+    WeightAverage,
+    build_optimizer,
+    clip_gradients,
+    schedule_factor,
+)
+from recurra.text.batches import Batch
+
+__all__ = ["Diverged", "Progress", "Trainer", "TrainingSettings", "Watcher"]
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a model is trained; ``None`` is settled from the corpus and the time there is."""
+
+    epochs: int | None = setting(None, "passes over the training text", minimum=1)
+    max_steps: int | None = setting(None, "updates of the weights", minimum=1)
+    max_minutes: float | None = setting(None, "minutes of training", minimum=0)
+    batch_size: int | None = setting(None, "rows of a batch (all ranks together)", minimum=1)
+    chunk_length: int = setting(35, "time steps that gradients flow back through", minimum=1)
+    optimizer: str = setting("adam", "optimiser", choices=OPTIMIZERS)
+    learning_rate: float | None = setting(None, "highest learning rate", minimum=0)
+    beta2: float = setting(0.99, "decay of Adam's and RMSProp's squared gradients", minimum=0, maximum=1)
+    momentum: float = setting(0.0, "of SGD and RMSProp", minimum=0, maximum=1)
+    weight_decay: float = setting(0.0, "pull of the weights towards zero", minimum=0)
+    schedule: str = setting("cosine", "of the learning rate", choices=SCHEDULES)
+    warmup: float = setting(0.05, "part of the run over which the learning rate rises", minimum=0, maximum=1)
+    plateau_factor: float = setting(0.25, "what a plateau multiplies the learning rate by", minimum=0, maximum=1)
+    plateau_patience: int = setting(0, "evaluations without gain that a plateau waits", minimum=0)
+    clip_norm: float = setting(1.0, "largest joint norm of the gradients; 0 for no clipping", minimum=0)
+    clip_value: float = setting(0.0, "largest entry of a gradient; 0 for no clipping", minimum=0)
+    average: float = setting(0.0, "decay of an exponential average of the weights; 0 for none", minimum=0, maximum=1)
+    asgd_trigger: int = setting(5, "evaluations without gain after which asgd begins to average", minimum=1)
+    early_stopping: int = setting(0, "stop after so many evaluations without gain; 0 for never", minimum=0)
+    evaluate_every: int | None = setting(None, "steps between validations", minimum=1)
+    evaluate_tokens: int = setting(100_000, "tokens of validation text read at each of them", minimum=1)
+    save_every: float = setting(60.0, "seconds between saves of the run's state", minimum=0)
+    log_every: int = setting(50, "steps between lines of the log", minimum=1)
+    precision: str = setting("auto", "of the products", choices=("auto", "float32", "bfloat16"))
+    device: str = setting("auto", "where to train: auto, cpu, cuda, mps")
+    threads: int | None = setting(None, "threads of the CPU", minimum=1)
+    seed: int = setting(1, "of every random choice", minimum=0)
+    tensorboard: bool = setting(False, "write TensorBoard events too")
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient was no longer finite; the text says where, and what to try."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a run is getting on, as the log has it.
+
+    Attributes:
+        step: updates made.
+        epoch: passes begun, from 1.
+        fraction: part of the run that is over, 0 to 1.
+        seconds: of training, over all sessions.
+        tokens_per_second: since the last report, all ranks together.
+        loss: training loss since the last report, nats per token.
+        gradient_norm: joint norm before clipping, at this step.
+        learning_rate: at this step.
+        valid: validation loss in nats per token, where this report is one of an evaluation.
+    """
+
+    step: int
+    epoch: int
+    fraction: float
+    seconds: float
+    tokens_per_second: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    valid: float | None = None
+
+    def to_mapping(self) -> dict[str, float]:
+        """As a line of the log."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+Watcher = Callable[[Progress], None]
+
+
+@dataclass
+class _Run:
+    """Where a run is: all of its state but tensors. JSON."""
+
+    step: int = 0
+    epoch: int = 0
+    chunk: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    since_best: int = 0
+    saved_best: bool = False
+    averaging: bool = False
+    average_count: int = 0
+    log_bytes: int = 0
+    window_nats: float = 0.0
+    window_tokens: int = 0
+    validations: list[float] = field(default_factory=list)
+    plateau: dict[str, float] = field(default_factory=dict)
+    finished: bool = False
+
+
+class Trainer:
+    """Trains a model on batches, epoch by epoch.
+
+    The loss of a step is the mean over the tokens of the whole batch, on however many ranks it lies; every rank makes the
+    same update. The random numbers of a step depend on seed, step and rank alone, the order of the batches on seed and
+    epoch: a resumed run goes on exactly as it would have.
+
+    Args:
+        model: ``model(batch, state) -> (LossSum, state)`` is its training loss; ``model.detach(state)`` cuts the graph.
+        settings: with no setting left to choose but the limits.
+        batches: from an epoch's number to its batches, this rank's part of them.
+        valid: batches of validation text, this rank's part; empty for none.
+        carry_state: whether the state goes on from batch to batch within an epoch (contiguous streams).
+        directory: where the log and the state of the run are kept; ``None`` keeps nothing.
+        keep: is called, on the writing rank, whenever the model is the best so far: writes its weights.
+        watch: is called with each line of the log.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainingSettings,
+        batches: Callable[[int], Sequence[Batch]],
+        *,
+        valid: Sequence[Batch] = (),
+        carry_state: bool = True,
+        directory: Path | None = None,
+        keep: Callable[[], None] | None = None,
+        watch: Watcher | None = None,
+    ) -> None:
+        self.model, self.settings, self.batches, self.valid = model, settings, batches, valid
+        self.carry_state, self.directory, self.keep, self.watch = carry_state, directory, keep, watch
+        self.device = next(model.parameters()).device
+        self.learning_rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
+        self.optimizer = build_optimizer(
+            settings.optimizer,
+            model.parameters(),
+            learning_rate=self.learning_rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            betas=(0.9, settings.beta2),
+        )
+        self.plateau = Plateau(settings.plateau_factor, settings.plateau_patience)
+        self.average: WeightAverage | None = None
+        self.run_state = _Run()
+        self.recurrent_state: Any = None
+        self._stop: signal.Signals | None = None
+        if settings.average:
+            self._start_averaging(settings.average)
+        if not (settings.epochs or settings.max_steps or settings.max_minutes is not None):
+            raise UserError("training has no end: give epochs, max_steps or max_minutes")
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> signal.Signals | None:
+        """Train until a limit is reached or a signal comes.
+
+        Ends with the best weights found in the model (the averaged ones where there is an average).
+
+        Returns:
+            The signal that stopped it, if one did: the run can then be resumed.
+
+        Raises:
+            Diverged: a loss or gradient is not finite; the best weights so far are kept.
+        """
+        run, settings = self.run_state, self.settings
+        with self._log_file() as log, self._signals():
+            last_save = last_evaluation = session_start = time.monotonic()
+            seconds_before, window_start = run.seconds, session_start
+            evaluation_cost = 0.0
+            epoch_batches: Sequence[Batch] = self.batches(run.epoch)
+            while not run.finished:
+                fraction = self._agree(self._fraction(len(epoch_batches)))
+                if fraction >= 1 or self._stop:
+                    run.finished = fraction >= 1
+                    break
+                learning_rate = self._set_learning_rate(fraction)
+                nats, tokens, norm = self._step(epoch_batches[run.chunk])
+                if not (math.isfinite(nats) and math.isfinite(norm)):
+                    raise self._diverged(nats, norm, learning_rate)
+                run.step += 1
+                run.chunk += 1
+                run.window_nats += nats
+                run.window_tokens += tokens
+                epoch_ends = run.chunk == len(epoch_batches)
+                if epoch_ends:
+                    run.epoch, run.chunk, self.recurrent_state = run.epoch + 1, 0, None
+                    epoch_batches = self.batches(run.epoch)
+                now = time.monotonic()
+                run.seconds = seconds_before + now - session_start
+                by_time = settings.evaluate_every is None and settings.max_minutes is not None
+                due = (
+                    now - last_evaluation > max(20.0, 30 * evaluation_cost)
+                    if by_time
+                    else (run.step % settings.evaluate_every == 0 if settings.evaluate_every else epoch_ends)
+                )
+                due = self.valid != () and bool(self._agree(float(due)))
+                if due or run.step % settings.log_every == 0:
+                    progress = Progress(
+                        step=run.step,
+                        epoch=run.epoch + (not epoch_ends),
+                        fraction=self._fraction(len(epoch_batches)),
+                        seconds=run.seconds,
+                        tokens_per_second=run.window_tokens / max(now - window_start, 1e-9),
+                        loss=run.window_nats / run.window_tokens,
+                        gradient_norm=norm,
+                        learning_rate=learning_rate,
+                        valid=self.evaluate() if due else None,
+                    )
+                    self._report(progress, log)
+                    run.window_nats, run.window_tokens, window_start = 0.0, 0, time.monotonic()
+                    if progress.valid is not None:
+                        evaluation_cost, last_evaluation = window_start - now, window_start
+                        run.seconds += evaluation_cost
+                        self._validated(progress.valid)
+                if self._agree(float(time.monotonic() - last_save >= settings.save_every)):
+                    self.save()
+                    last_save = time.monotonic()
+            self._end(log)
+        return self._stop
+
+    def _step(self, batch: Batch) -> tuple[float, int, float]:
+        """One update. Returns the loss in nats and the tokens of the whole batch, and the norm of the gradient."""
+        settings = self.settings
+        torch.manual_seed(_seed(settings.seed, self.run_state.step, distributed.rank()))
+        batch = batch.to(self.device)
+        state = self.recurrent_state
+        if state is not None:
+            state = self.model.detach(state)  # truncated BPTT: gradients stop at the chunk's start
+        tokens = int(distributed.sum_over_ranks(torch.tensor(batch.tokens)))
+        self.optimizer.zero_grad()
+        with self._autocast():
+            loss, state = self.model(batch, state)
+        (loss.nats / tokens).backward()
+        parameters = list(self.model.parameters())
+        distributed.sum_gradients(parameters)
+        norm = clip_gradients(parameters, norm=settings.clip_norm or None, value=settings.clip_value or None)
+        nats, norm_value = float(distributed.sum_over_ranks(loss.nats.detach())), float(norm)
+        if math.isfinite(nats) and math.isfinite(norm_value):
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.model)
+        self.recurrent_state = state if self.carry_state else None
+        return nats, tokens, norm_value
+
+    def evaluate(self) -> float:
+        """Mean loss of the validation batches in nats per token, with the averaged weights where there are any."""
+        total = LossSum(torch.zeros((), dtype=torch.float64), 0)
+        state = None
+        with self._averaged(), evaluating(self.model), torch.no_grad(), self._autocast():  # type: ignore[arg-type]
+            for batch in self.valid:
+                loss, state = self.model(batch.to(self.device), state)
+                state = state if self.carry_state else None
+                total += LossSum(loss.nats.double().cpu(), loss.tokens)
+        sums = distributed.sum_over_ranks(torch.tensor([float(total.nats), total.tokens], dtype=torch.float64))
+        return float(sums[0] / sums[1])
+
+    # ---- what a run decides ---------------------------------------------------------------------------------------
+
+    def _fraction(self, epoch_length: int) -> float:
+        """The part of the run that is over, by whichever limit is nearest."""
+        run, settings = self.run_state, self.settings
+        parts = [0.0]
+        if settings.max_minutes is not None:
+            parts.append(run.seconds / max(settings.max_minutes * 60, 1e-9))
+        if settings.max_steps:
+            parts.append(run.step / settings.max_steps)
+        if settings.epochs:
+            parts.append((run.epoch + run.chunk / epoch_length) / settings.epochs)
+        if settings.early_stopping and run.since_best >= settings.early_stopping:
+            parts.append(1.0)
+        return min(1.0, max(parts))
+
+    def _set_learning_rate(self, fraction: float) -> float:
+        settings = self.settings
+        rate = self.learning_rate * self.plateau.scale * schedule_factor(settings.schedule, fraction, settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _validated(self, loss: float) -> None:
+        """Draw the conclusions from a validation: keep the model, lower the learning rate, begin to average."""
+        run, settings = self.run_state, self.settings
+        run.since_best = 0 if loss < run.best else run.since_best + 1
+        if loss < run.best:
+            run.best = loss
+            self._keep()
+        if settings.schedule == "plateau":
+            self.plateau.update(loss)
+        earlier = run.validations[: -settings.asgd_trigger]
+        if settings.optimizer == "asgd" and self.average is None and earlier and loss > min(earlier):
+            self._start_averaging(1.0)
+        run.validations.append(loss)
+
+    def _start_averaging(self, decay: float) -> None:
+        self.average = WeightAverage(self.model, decay)
+        self.run_state.averaging = True
+
+    def _keep(self) -> None:
+        self.run_state.saved_best = True
+        if self.keep is not None and distributed.is_writer():
+            with self._averaged():
+                self.keep()
+
+    def _end(self, log: IO[str] | None) -> None:
+        """Validate once more where the run is over, keep what must be kept, save."""
+        run = self.run_state
+        if run.finished and self.valid:
+            loss = self.evaluate()
+            rate = self.optimizer.param_groups[0]["lr"]
+            mean = run.window_nats / run.window_tokens if run.window_tokens else loss
+            self._report(Progress(run.step, run.epoch + 1, 1.0, run.seconds, 0.0, mean, 0.0, rate, loss), log)
+            self._validated(loss)
+        if not run.saved_best or not self.valid:
+            self._keep()
+        self.save()
+
+    def _diverged(self, nats: float, norm: float, rate: float) -> Diverged:
+        what = f"loss {nats}" if not math.isfinite(nats) else f"gradient norm {norm}"
+        kept = "the best weights so far are kept" if self.run_state.saved_best else "there was nothing to keep yet"
+        return Diverged(
+            f"step {self.run_state.step + 1}: {what} at learning rate {rate:.3g}; {kept}."
+            f" Try a lower --learning-rate (now {self.learning_rate:g}) or a smaller --clip-norm"
+        )
+
+    # ---- saving and resuming --------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the whole state of the run: one file, whole or not at all."""
+        if self.directory is None:
+            return
+        rows = [distributed.gather_rows(t, dim=-2) for t in _tensors(self.recurrent_state)]
+        if not distributed.is_writer():
+            return
+        run = self.run_state
+        run.plateau = self.plateau.state()
+        run.average_count = self.average.count if self.average else 0
+        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors |= {f"recurrent.{i}": t for i, t in enumerate(rows)}
+        if self.average:
+            tensors |= {f"average.{name}": t for name, t in self.average.weights.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
+        path = self.directory / STATE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, tensors, {"run": json.dumps(vars(run))})
+
+    def resume(self) -> bool:
+        """Take up the run that :meth:`save` wrote. Returns False where there is none: the run starts from the beginning."""
+        assert self.directory is not None
+        path = self.directory / STATE
+        if not path.exists():
+            return False
+        tensors, metadata = read_tensors(path)
+        self.run_state = run = _Run(**json.loads(metadata["run"]))
+        run.finished = False  # the limits may have been raised since
+        self.plateau.load(run.plateau)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "recurrent": {}, "average": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(parts["model"][name])
+        if run.averaging:
+            self._start_averaging(self.settings.average or 1.0)
+            assert self.average is not None
+            self.average.count = run.average_count
+            for name, weight in self.average.weights.items():
+                weight.copy_(parts["average"][name])
+        state_dict = self.optimizer.state_dict()
+        state_dict["state"] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            state_dict["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(state_dict)
+        if parts["recurrent"]:
+            values = iter(parts["recurrent"][str(i)] for i in range(len(parts["recurrent"])))
+            rows = next(iter(parts["recurrent"].values())).shape[-2]
+            mine = distributed.own_rows(rows)
+            template = self.model.start(rows)
+            self.recurrent_state = _rebuild(template, values, lambda t: t[..., mine, :].contiguous().to(self.device))
+        return True
+
+    @contextmanager
+    def _log_file(self) -> Iterator[IO[str] | None]:
+        """The log, cut back to where the state of the run was saved."""
+        if self.directory is None or not distributed.is_writer():
+            yield None
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.directory)
+        path = self.directory.parent / "log.jsonl"
+        path.touch()
+        with open(path, "r+", encoding="utf-8") as log:
+            log.truncate(self.run_state.log_bytes)
+            log.seek(0, 2)
+            yield log
+
+    def _report(self, progress: Progress, log: IO[str] | None) -> None:
+        if log is not None:
+            log.write(json.dumps(progress.to_mapping()) + "\n")
+            log.flush()
+            self.run_state.log_bytes = log.tell()
+        if self.watch is not None and distributed.is_writer():
+            self.watch(progress)
+
+    # ---- small things ---------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where it was asked for, or where the device gains by it."""
+        gains = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and gains)
+        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.average.applied_to(self.model) if self.average is not None and self.average.count else nullcontext()
+
+    def _agree(self, value: float) -> float:
+        """The writing rank's value, on every rank: all stop, evaluate and save at the same step."""
+        if distributed.world_size() == 1:
+            return value
+        flags = torch.tensor([value if distributed.is_writer() else 0.0, float(self._stop or 0)], dtype=torch.float64)
+        value, stop = distributed.sum_over_ranks(flags).tolist()
+        if stop and not self._stop:
+            self._stop = signal.SIGTERM
+        return value
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let the first Ctrl-C or SIGTERM end the step in hand and save; the second ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in wanted}
+
+        def stop(number: int, _frame: object) -> None:
+            self._stop = signal.Signals(number)
+            for each in wanted:
+                signal.signal(each, before[each])
+
+        for number in wanted:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number in wanted:
+                signal.signal(number, before[number])
+
+
+def _seed(*numbers: int) -> int:
+    """A well-mixed seed: torch's generator looks at 32 bits of it only."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """The tensors of a nest of tuples, in order."""
+    if state is None:
+        return []
+    if isinstance(state, Tensor):
+        return [state]
+    return [tensor for part in state for tensor in _tensors(part)]
+
+
+def _rebuild(template: Any, values: Iterator[Tensor], ready: Callable[[Tensor], Tensor]) -> Any:
+    """A nest like ``template`` with the next of ``values`` in place of each tensor."""
+    if isinstance(template, Tensor):
+        return ready(next(values))
+    parts = [_rebuild(part, values, ready) for part in template]
+    return type(template)(*parts) if hasattr(template, "_fields") else type(template)(parts)
