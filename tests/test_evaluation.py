@@ -18,7 +18,7 @@ VOCABULARY = 7
 
 
 def a_text(seed=0, documents=9):
-    """Tokens, document starts and line starts: lines and documents of very different lengths, some documents empty."""
+    """Tokens, document starts and line starts: of all lengths, some documents empty or without last line end."""
     random = np.random.default_rng(seed)
     tokens, document_starts, line_starts = [], [], []
     for _ in range(documents):
@@ -27,6 +27,8 @@ def a_text(seed=0, documents=9):
             line_starts.append(len(tokens))
             words = random.choice([0, 2, 3, 4, 5, 6], size=int(random.exponential(6)))
             tokens += [*words.tolist(), LINE_END]
+        if random.random() < 0.5 and len(tokens) - document_starts[-1] > 1:
+            tokens[-2:] = [5]
     return np.array(tokens, dtype=np.int32), np.array(document_starts), np.array(line_starts)
 
 

@@ -18,6 +18,8 @@ from recurra.generation import (
     next_tokens,
     restrict,
 )
+from recurra.text.documents import Text
+from recurra.text.tokenizer import KINDS, TokenizerSettings, build_tokenizer
 from reference.exact_lm import LINE_END, HistoryLM, ScriptLM, enumerate_texts
 
 UNKNOWN = 0
@@ -145,6 +147,17 @@ def test_a_model_that_knows_no_word_is_an_error():
             generate(lm, [], GenerationSettings(**options), letters)
 
 
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 2), (1 - 2**-53, 4)])
+def test_the_ends_of_the_unit_interval_draw_what_is_possible(monkeypatch, uniform, token):
+    class Constant:
+        def random(self):
+            return uniform
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Constant())
+    lm = HistoryLM(torch.tensor([[0.0, 0.0, 0.4, 0.0, 0.6, 0.0]]).log())
+    assert generate(lm, [], GenerationSettings(max_tokens=3), letters)[0].ids == [token] * 3
+
+
 # ---- top-k and top-p --------------------------------------------------------------------------------------------
 
 
@@ -205,7 +218,7 @@ def test_a_beam_that_holds_everything_finds_the_optimum(end_token, length_penalt
     assert [log_prob for _, log_prob in found] == pytest.approx([log_prob for _, log_prob in best])
 
 
-def pruned_search(lm, prompt, beam, max_tokens, end_token):
+def pruned_search(lm, prompt, beam, max_tokens, end_token, length_penalty=0.0):
     """The oracle for a small beam, without stopping early: beginnings and finished texts are kept apart."""
     live, ended = [[]], []
     for _ in range(max_tokens):
@@ -213,15 +226,16 @@ def pruned_search(lm, prompt, beam, max_tokens, end_token):
         longer.sort(key=lambda ids: -lm.log_prob(ids, prompt))
         ended += [ids for ids in longer if ids[-1] == end_token]
         live = [ids for ids in longer if ids[-1] != end_token][:beam]
-    return sorted(live + ended, key=lambda ids: -lm.log_prob(ids, prompt))[:beam]
+    return sorted(live + ended, key=lambda ids: -lm.log_prob(ids, prompt) / len(ids) ** length_penalty)[:beam]
 
 
 @pytest.mark.parametrize("beam", [1, 2, 3, 7])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_small_beam_keeps_the_best_beginnings(beam, seed):
+def test_a_small_beam_keeps_the_best_beginnings(beam, length_penalty, seed):
     lm = HistoryLM.random(6, seed=seed)
-    found = beam_search(lm, [3, 2], beam=beam, max_tokens=6, end_token=LINE_END)
-    assert [ids for ids, _ in found] == pruned_search(lm, [3, 2], beam, 6, LINE_END)
+    found = beam_search(lm, [3, 2], beam=beam, max_tokens=6, end_token=LINE_END, length_penalty=length_penalty)
+    assert [ids for ids, _ in found] == pruned_search(lm, [3, 2], beam, 6, LINE_END, length_penalty)
     for ids, log_prob in found:
         assert log_prob == pytest.approx(lm.log_prob(ids, [3, 2]))
 
@@ -318,6 +332,33 @@ def test_words_are_joined_to_the_prompt():
 
     pieces = [piece.text for piece in generate_stream(lm, [8, 1, 2, 3], settings, as_words)]
     assert pieces == [" 4", " 5", "\n", "6", " 7"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tokenizer_streams_its_text(kind):
+    prompt, text = "(Well), I don't", " know: naïve “quotes”, 3.5 % - 🎉!\n\nA new\nline"
+    tokenizer = build_tokenizer(Text.from_string(prompt + text), TokenizerSettings(tokenizer=kind, min_count=1))
+    ids, prompt_ids = tokenizer.encode(prompt + text).tolist(), tokenizer.encode(prompt).tolist()
+    assert ids[: len(prompt_ids)] == prompt_ids
+    script = ids[len(prompt_ids) :]
+    settings = GenerationSettings(greedy=True, max_tokens=len(script))
+    lm = ScriptLM(script, len(tokenizer.vocabulary))
+    pieces = list(generate_stream(lm, prompt_ids, settings, tokenizer.decode))
+    assert len(pieces) == len(script)
+    assert "".join(piece.text for piece in pieces) == text
+
+
+def test_only_the_line_being_written_is_decoded():
+    """So that a long text takes time that grows with its length alone."""
+
+    def line(ids):
+        assert len(ids) <= 4
+        assert LINE_END not in ids[:-1]
+        return letters(ids)
+
+    lm = ScriptLM([2, 3, 4, LINE_END], len(LETTERS))
+    [text] = generate(lm, [5, 6, 7, 8, LINE_END], GenerationSettings(greedy=True, max_tokens=40), line)
+    assert text.text == "abc\n" * 10
 
 
 def test_rows_take_turns_and_pieces_come_at_once():

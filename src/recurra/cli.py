@@ -96,7 +96,7 @@ def _train_flags(parser: ArgumentParser) -> None:
     from recurra.recipes import LM_SECTIONS
 
     parser.add_argument("source", nargs="*", metavar="CORPUS", help="file, folder, glob, .gz, - or a corpus of `recurra data list`")
-    parser.add_argument("-o", "--output", required=True, dest="directory", metavar="DIR", help="folder that the model goes to")
+    parser.add_argument("-o", "--directory", required=True, metavar="DIR", help="folder that the model goes to")
     parser.add_argument("--config", metavar="FILE", help="settings in TOML or JSON, in sections like those below; flags win")
     parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in DIR")

@@ -245,20 +245,19 @@ def surprisal_blocks(
     Yields:
         Offsets of some tokens, [n], and their surprisal in nats, [n]; every token comes once, in no order.
     """
-    starts = np.asarray(starts, dtype=np.int64)
-    ends = np.append(starts[1:], len(tokens))
-    if len(starts) == 0 or starts[0] != 0 or (ends < starts).any():
+    begins = np.asarray(starts, dtype=np.int64)
+    ends = np.append(begins[1:], np.int64(len(tokens)))
+    if len(begins) == 0 or begins[0] != 0 or (ends < begins).any():
         raise ValueError("expected offsets that ascend from 0 and stay within the text")
     with evaluating(lm):
-        for rows in itertools.islice(_batches(ends - starts, batch_size), rank, None, ranks):
-            yield from _score_rows(lm, tokens, starts[rows], ends[rows], chunk_length)
+        for rows in itertools.islice(_batches(ends - begins, batch_size), rank, None, ranks):
+            yield from _score_rows(lm, tokens, begins[rows], ends[rows], chunk_length)
 
 
 def _batches(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Group the rows that are not empty by like length, the longest first in every group."""
+    """Group rows by like length, the longest first in every group."""
     for window in range(0, len(lengths), SORTED_BATCHES * batch_size):
         order = window + np.argsort(-lengths[window : window + SORTED_BATCHES * batch_size], kind="stable")
-        order = order[lengths[order] > 0]
         for first in range(0, len(order), batch_size):
             yield order[first : first + batch_size]
 

@@ -45,7 +45,7 @@ class LanguageModel:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        words = len(self.tokenizer.vocabulary.tokens)
+        words = len(self.tokenizer.vocabulary)
         if words != self.model.vocabulary_size:
             raise UserError(f"the vocabulary has {words} tokens, the model {self.model.vocabulary_size}: they do not belong together")
 
@@ -168,7 +168,10 @@ class LanguageModel:
         }
 
     def _tokens(self, text: str | TokenStream) -> TokenStream:
-        return TokenStream.from_text(text, self.tokenizer) if isinstance(text, str) else text
+        stream = TokenStream.from_text(text, self.tokenizer) if isinstance(text, str) else text
+        if stream.vocabulary != self.tokenizer.vocabulary.digest():
+            raise UserError("these tokens belong to another vocabulary than the model's: encode the text with its tokenizer")
+        return stream
 
 
 def load(directory: str | Path, *, device: str | None = None) -> LanguageModel:

@@ -103,7 +103,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], *, norm: float | None, va
     grads = [p.grad for p in parameters if p.grad is not None]
     total = nn.utils.get_total_norm(grads)
     if value is not None:
-        torch._foreach_clamp_(grads, -value, value)
+        torch._foreach_clamp_min_(grads, -value)
+        torch._foreach_clamp_max_(grads, value)
         clipped = nn.utils.get_total_norm(grads)
     else:
         clipped = total

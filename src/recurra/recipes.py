@@ -143,7 +143,7 @@ def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, An
     lm.save_settings(directory)
     parameters = sum(p.numel() for p in lm.model.parameters())
     say(
-        f"{len(train.tokens):,} {tokenizer.kind} tokens to train on, vocabulary {len(tokenizer.vocabulary.tokens):,}; "
+        f"{len(train):,} {tokenizer.kind} tokens to train on, vocabulary {len(tokenizer.vocabulary):,}; "
         f"{model.layers} x {model.hidden_size} {model.cell}, {parameters:,} parameters"
     )
 
@@ -177,7 +177,7 @@ def _run_lm(
     lm = LanguageModel(model, tokenizer, content)
     folder = directory / "training"
     try:
-        streams = {split: TokenStream.open(folder / split) for split in SPLITS if TokenStream.exists(folder / split)}
+        streams = {split: TokenStream.open(folder / split) for split in SPLITS if (folder / split).exists()}
         train = streams["train"]
     except KeyError:
         raise UserError(f"{folder}: the tokens of the run are gone, so it cannot go on; train again") from None
@@ -203,8 +203,8 @@ def _run_lm(
         return Outcome(lm, {}, stopped)
     evaluations = {}
     for split in ("valid", "test"):
-        if split in streams and len(streams[split].tokens):
-            say(f"evaluating on {split}: {len(streams[split].tokens):,} tokens")
+        if split in streams and len(streams[split]):
+            say(f"evaluating on {split}: {len(streams[split]):,} tokens")
             evaluations[split] = lm.evaluate(streams[split])
     if distributed.is_writer():
         results = {
@@ -224,10 +224,9 @@ def _batches(
     assert training.batch_size is not None
     place = {"rank": distributed.rank(), "ranks": distributed.world_size()}
     if model.reset == "lines":
-        return LineBatches(stream, training.batch_size, seed=training.seed, epoch=epoch, **place)
-    return ContiguousStreams(
-        stream, training.batch_size, training.chunk_length, resets=model.reset == "documents", **place
-    )
+        return LineBatches(stream, batch_size=training.batch_size, seed=training.seed, epoch=epoch, **place)
+    with_resets = model.reset == "documents"
+    return ContiguousStreams(stream, training.batch_size, training.chunk_length, resets=with_resets, **place)
 
 
 def _validation(
@@ -235,12 +234,14 @@ def _validation(
 ) -> Sequence[Batch]:
     """Batches of the beginning of the validation text, for the estimates made during training."""
     ranks = distributed.world_size()
-    if stream is None or len(stream.tokens) < ranks:
+    if stream is None or len(stream) < ranks:
         return ()
-    part = stream.head(training.evaluate_tokens)
-    rows = min(ROWS_OF_VALIDATION, len(part.tokens))
-    rows = max(ranks, rows // ranks * ranks)
-    return _batches(part, model, dataclasses.replace(training, batch_size=rows, chunk_length=100), 0)
+    tokens = stream.tokens[: training.evaluate_tokens]
+    starts = stream.document_starts
+    part = TokenStream.from_tokens(tokens, starts[starts < len(tokens)])
+    rows = max(1, min(ROWS_OF_VALIDATION, len(part)) // ranks) * ranks
+    shape = {"batch_size": rows, "chunk_length": min(100, len(part) // rows)}
+    return _batches(part, model, dataclasses.replace(training, **shape), 0)
 
 
 def settle(
@@ -251,7 +252,7 @@ def settle(
     Training ends after 10 minutes or 50 epochs if no limit is given. The more often the text will be read, the larger the
     model and its dropout; the figures come from runs on WikiText-2 and tiny-shakespeare (docs/results.md).
     """
-    tokens, vocabulary = len(train.tokens), len(tokenizer.vocabulary.tokens)
+    tokens, vocabulary = len(train), len(tokenizer.vocabulary)
     characters = tokenizer.kind == "characters"
     if not (training.epochs or training.max_steps or training.max_minutes is not None):
         training = dataclasses.replace(training, max_minutes=10.0, epochs=50)

@@ -2,7 +2,8 @@
 
 from .cells import GRUCell, LSTMCell, LSTMState, RNNCell
 from .dropout import LockedDropout
-from .recurrent import GRU, LSTM, RNN, Recurrent, Trace, implementation
+from .recurrent import GRU, LSTM, RNN, Recurrent, implementation
+from .unrolled import Trace
 
 __all__ = [
     "GRU",

@@ -1,7 +1,7 @@
 """One time step of a recurrent network, as the equations are written.
 
-A step takes what the input contributes at time t, the state after time t - 1 and the weights, and returns the state after
-time t and the values of the gates by name. All else (time, layers, directions) is in ``recurrent.py``.
+A step takes what the input contributes at time t, the state after time t - 1 and the weights, and returns the state
+after time t and the gates by name. Time is the matter of ``unrolled.py``, layers and directions of ``recurrent.py``.
 
 Letters in the equations and in the shapes:
 
@@ -15,8 +15,8 @@ sigma    the logistic function 1 / (1 + exp(-x)); in the simple RNN any of ``NON
 ``*``    elementwise product
 =======  ==============================================================================================
 
-b is the sum of both biases; there are two because torch and cuDNN have two. Each gate has its own rows of W_e, W_h and b,
-which lie in torch's order: input, forget, candidate, output in the LSTM; reset, update, candidate in the GRU.
+b is the sum of both biases; there are two because torch and cuDNN have two. Each gate has its own rows of W_e, W_h and
+b, which lie in torch's order: input, forget, candidate, output in the LSTM; reset, update, candidate in the GRU.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .dropout import zoneout
 
 __all__ = [
     "GRUCell",
@@ -36,6 +38,8 @@ __all__ = [
     "LSTMCell",
     "LSTMState",
     "RNNCell",
+    "State",
+    "Step",
     "Weights",
     "bind_gru",
     "bind_lstm",
@@ -45,11 +49,14 @@ __all__ = [
     "gru_step",
     "lstm_step",
     "rnn_step",
+    "with_zoneout",
 ]
 
-Gates = dict[str, Tensor]
-
-NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+}
 RESETS = ("after", "before")
 GRU_GROUPS = (2, 1)  # layer normalisation takes reset and update together (Ba et al. 2016, appendix)
 
@@ -86,35 +93,37 @@ class LSTMState(NamedTuple):
     cell: Tensor
 
 
-class Step(Protocol):
-    """A step with its weights and options filled in."""
-
-    def __call__(self, driven: Tensor, state: Any, *, mask: Tensor | None = None) -> tuple[Any, Gates]:
-        """Return the state after the step and the gates; ``mask`` is a dropout mask of h(t-1) as W_h reads it."""
+State = HiddenState | LSTMState
+Gates = dict[str, Tensor]
+Step = Callable[[Tensor, Any], tuple[Any, Gates]]  # (driven, state before) -> (state after, gates), the rest filled in
 
 
 def drive(inputs: Tensor, weights: Weights, groups: Sequence[int] = (1,)) -> Tensor:
-    """What the input contributes, W_e e(t) + b_ih ``[..., G * H_cell]``, for ``inputs [..., H_in]`` of any number of steps."""
+    """What inputs ``[..., H_in]``, of any number of steps, contribute: W_e e(t) + b_ih ``[..., G * H_cell]``."""
     return _product(inputs, weights.weight_ih, weights.bias_ih, weights.gain_ih, groups)
 
 
 def recall(hidden: Tensor, mask: Tensor | None, weights: Weights, groups: Sequence[int] = (1,)) -> Tensor:
-    """What the state contributes, W_h h(t-1) + b_hh ``[N, G * H_cell]``; h under its dropout mask where there is one."""
+    """What the hidden state contributes: W_h h(t-1) + b_hh ``[N, G * H_cell]``.
+
+    Args:
+        mask: dropout of h(t-1), the same at every step; its first rows if there are more than in h.
+    """
     if mask is not None:
-        hidden = hidden * mask
+        hidden = hidden * mask[: len(hidden)]
     return _product(hidden, weights.weight_hh, weights.bias_hh, weights.gain_hh, groups)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, groups: Sequence[int]) -> Tensor:
     """W x + b, or with a gain LN(W x) * gain + b: layer normalisation (Ba et al. 2016, arXiv:1607.06450).
 
-    The bias that is there anyway is the normalisation's shift. Rows of W in the proportions of ``groups`` have a mean and
-    a variance of their own.
+    The bias that is there anyway serves as the shift. Rows of W are normalised in groups of the proportions ``groups``.
     """
     if gain is None:
         return F.linear(x, weight, bias)
     sizes = [len(weight) * share // sum(groups) for share in groups]
-    values = torch.cat([F.layer_norm(part, part.shape[-1:]) for part in F.linear(x, weight).split(sizes, -1)], -1) * gain
+    parts = [F.layer_norm(part, part.shape[-1:]) for part in F.linear(x, weight).split(sizes, -1)]
+    values = torch.cat(parts, -1) * gain
     return values if bias is None else values + bias
 
 
@@ -145,8 +154,8 @@ def lstm_step(
         c(t) = forget(t) * c(t-1) + input(t) * candidate(t)
         h(t) = output(t) * tanh(c(t))
 
-    With a projection W_r (Sak et al. 2014, arXiv:1402.1128) h(t) = W_r (output(t) * tanh(c(t))). With layer normalisation
-    the tanh of the last line reads the normalised c(t).
+    With a projection W_r (Sak et al. 2014, arXiv:1402.1128) h(t) = W_r (output(t) * tanh(c(t))). With layer
+    normalisation the tanh of the last line reads the normalised c(t).
 
     Args:
         driven: W_e e(t) + b_ih from ``drive``, ``[N, 4 * H_cell]``.
@@ -192,7 +201,9 @@ def gru_step(
 def gru_reset_before_step(
     driven: Tensor, state: HiddenState, *, gates: Weights, rest: Weights, mask: Tensor | None = None
 ) -> tuple[HiddenState, Gates]:
-    """Gated recurrent unit that resets before the matrix product (Cho et al. 2014, arXiv:1406.1078): ``gru_step``, but
+    """Gated recurrent unit that resets before the matrix product (Cho et al. 2014, arXiv:1406.1078).
+
+    As ``gru_step``, but for
 
         candidate(t) = tanh(W_h (reset(t) * h(t-1)) + W_e e(t) + b)
 
@@ -210,23 +221,34 @@ def gru_reset_before_step(
     return HiddenState(hidden), {"reset": reset, "update": update, "candidate": candidate}
 
 
-def bind_rnn(weights: Weights, nonlinearity: str) -> Step:
-    """The simple RNN's step with these weights."""
-    return partial(rnn_step, weights=weights, nonlinearity=nonlinearity)
+def bind_rnn(weights: Weights, nonlinearity: str, mask: Tensor | None = None) -> Step:
+    """The simple RNN's step with these weights, and a dropout mask of h(t-1)."""
+    return partial(rnn_step, weights=weights, nonlinearity=nonlinearity, mask=mask)
 
 
-def bind_lstm(weights: Weights) -> Step:
-    """The LSTM's step with these weights."""
-    return partial(lstm_step, weights=weights)
+def bind_lstm(weights: Weights, mask: Tensor | None = None) -> Step:
+    """The LSTM's step with these weights, and a dropout mask of h(t-1)."""
+    return partial(lstm_step, weights=weights, mask=mask)
 
 
-def bind_gru(weights: Weights, reset: str) -> Step:
-    """The GRU's step with these weights; where it resets before the product they are cut here, once for all steps."""
+def bind_gru(weights: Weights, reset: str, mask: Tensor | None = None) -> Step:
+    """The GRU's step with these weights, and a dropout mask of h(t-1)."""
     if reset == "after":
-        return partial(gru_step, weights=weights)
+        return partial(gru_step, weights=weights, mask=mask)
     width = len(weights.weight_hh) // 3
-    gates, rest = weights.split((2 * width, width))
-    return partial(gru_reset_before_step, gates=gates, rest=rest)
+    gates, rest = weights.split((2 * width, width))  # here, once: cut in every step, gradients are also joined in each
+    return partial(gru_reset_before_step, gates=gates, rest=rest, mask=mask)
+
+
+def with_zoneout(step: Step, probabilities: Sequence[float], training: bool) -> Step:
+    """A step after which units may keep their old value; a probability for each part of the state."""
+
+    def zoned(driven: Tensor, state: State) -> tuple[State, Gates]:
+        proposed, gates = step(driven, state)
+        parts = zip(state, proposed, probabilities, strict=True)
+        return type(state)(*(zoneout(old, new, p, training) for old, new, p in parts)), gates
+
+    return zoned
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
@@ -276,11 +298,12 @@ class _Cell(nn.Module):
         return Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
     def _enter(self, input: Tensor, state: Sequence[Tensor] | None, parts: int) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return what the input contributes, and the state or zeros; the steps take ``[N, ...]`` and ``[...]`` alike."""
+        """What the input contributes, and the state or zeros; the steps take ``[N, ...]`` and ``[...]`` alike."""
         name = type(self).__name__
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
-                f"{name}: expected input of shape (N, {self.input_size}) or ({self.input_size},), got {tuple(input.shape)}"
+                f"{name}: expected input of shape (N, {self.input_size}) or ({self.input_size},),"
+                f" got {tuple(input.shape)}"
             )
         expected = (*input.shape[:-1], self.hidden_size)
         if state is None:
@@ -320,7 +343,7 @@ class RNNCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return h(t) ``[N, H_cell]`` for ``input [N, H_in]`` and ``hx``, h(t-1); all without N for one sequence."""
         driven, (hidden,) = self._enter(input, None if hx is None else (hx,), 1)
-        state, _ = bind_rnn(self._weights(), self.nonlinearity)(driven, HiddenState(hidden))
+        state, _ = rnn_step(driven, HiddenState(hidden), weights=self._weights(), nonlinearity=self.nonlinearity)
         return state.hidden
 
 
@@ -342,9 +365,9 @@ class LSTMCell(_Cell):
         super().__init__(4, input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> LSTMState:
-        """Return h(t) and c(t) ``[N, H_cell]`` for ``input [N, H_in]`` and ``hx``, (h(t-1), c(t-1)); N may be absent."""
+        """Return h(t), c(t) ``[N, H_cell]`` for ``input [N, H_in]`` and ``hx``, (h(t-1), c(t-1)); N may be absent."""
         driven, (hidden, cell) = self._enter(input, hx, 2)
-        state, _ = bind_lstm(self._weights())(driven, LSTMState(hidden, cell))
+        state, _ = lstm_step(driven, LSTMState(hidden, cell), weights=self._weights())
         return state
 
 
@@ -374,5 +397,6 @@ class GRUCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return h(t) ``[N, H_cell]`` for ``input [N, H_in]`` and ``hx``, h(t-1); all without N for one sequence."""
         driven, (hidden,) = self._enter(input, None if hx is None else (hx,), 1)
+        state: HiddenState
         state, _ = bind_gru(self._weights(), self.reset)(driven, HiddenState(hidden))
         return state.hidden

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recurra.config import UserError
+
 __all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "cutoffs_by_coverage"]
 
 # Scores held at a time. 2**21 float32 scores are 8 MiB: they stay in the last-level cache between the product that makes
@@ -52,11 +54,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for rows in _chunks(len(hidden), len(weight)):
             h, y = hidden[rows], targets[rows, None]
             scores = torch.addmm(bias, h, weight.t())  # [rows, vocabulary]
-            log_normaliser = scores.logsumexp(1, keepdim=True)
-            nats += (log_normaliser - scores.gather(1, y)).sum()
+            highest = scores.amax(1, keepdim=True)
+            of_targets = scores.gather(1, y) - highest
+            delta = scores.sub_(highest).exp_()  # in place, and one exponential a score: on a CPU it is what costs
+            total = delta.sum(1, keepdim=True)
+            nats += (total.log() - of_targets).sum()
             if not (for_hidden or for_weight or for_bias):
                 continue
-            delta = scores.sub_(log_normaliser).exp_()
+            delta /= total
             delta.scatter_add_(1, y, -torch.ones_like(y, dtype=delta.dtype))
             if grad_hidden is not None:
                 torch.mm(delta, weight, out=grad_hidden[rows])
@@ -158,7 +163,7 @@ class AdaptiveSoftmax(nn.Module):
         super().__init__()
         cutoffs = list(cutoffs_by_coverage(counts) if cutoffs is None else cutoffs)
         if sorted(set(cutoffs)) != cutoffs or not all(0 < c < len(counts) for c in cutoffs):
-            raise ValueError(
+            raise UserError(
                 f"cutoffs must rise strictly and lie between 1 and {len(counts) - 1} (the vocabulary has {len(counts)} words),"
                 f" got {cutoffs}"
             )
@@ -188,7 +193,7 @@ class AdaptiveSoftmax(nn.Module):
 
     def _head_targets(self, targets: Tensor) -> Tensor:
         bounds = torch.tensor(self.bounds[:-1], device=targets.device)
-        cluster = torch.bucketize(targets, bounds, right=True)  # 0: a word of the head
+        cluster = torch.bucketize(targets.contiguous(), bounds, right=True)  # 0: a word of the head
         return torch.where(cluster > 0, self.bounds[0] + cluster - 1, targets)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:

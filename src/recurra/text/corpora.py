@@ -28,9 +28,9 @@ from types import ModuleType
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from ..config import UserError, setting
-from ..files import written_whole
-from .documents import Document, Text, file_document, open_source
+from recurra.config import UserError, setting
+from recurra.files import written_whole
+from recurra.text.documents import Document, Text, file_document, open_source
 
 __all__ = [
     "Corpus",
@@ -167,7 +167,8 @@ class _Package:
     def path(self) -> Path:
         self.fetch()
         spec = importlib.util.find_spec(self.module)
-        assert spec is not None and spec.origin is not None
+        assert spec
+        assert spec.origin
         return Path(spec.origin)
 
     def documents(self) -> list[Document]:
@@ -189,8 +190,8 @@ class _Download:
     def path(self) -> Path:
         from platformdirs import user_cache_dir
 
-        root = os.environ.get("RECURRA_DATA") or user_cache_dir("recurra")
-        return Path(root) / _downloads()[self.name]["folder"]
+        folder: str = _downloads()[self.name]["folder"]
+        return Path(os.environ.get("RECURRA_DATA") or user_cache_dir("recurra")) / folder
 
     def is_present(self) -> bool:
         folder = self.path()
@@ -247,7 +248,10 @@ def _retrieve(url: str, folder: Path, file: str, digest: str | None) -> Path:
 
 def _download_archive(url: str, inside: str, folder: Path, digests: dict[str, str]) -> None:
     """Take files out of an archive that is made on request: its own bytes may vary, those of its files may not."""
-    with tempfile.TemporaryDirectory() as temporary, tarfile.open(_retrieve(url, Path(temporary), "archive", None)) as archive:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        tarfile.open(_retrieve(url, Path(temporary), "archive", None)) as archive,
+    ):
         # the archive holds one folder, which is named after its version
         members = {member.name.partition("/")[2]: member for member in archive}
         for file, digest in digests.items():
@@ -417,10 +421,10 @@ def _split(text: Text, name: str, **fractions: float) -> dict[str, Text]:
     if not wanted:
         return {"train": text}
     sizes = [_size(document) for document in text.documents]
-    characters, lines = (sum(column) for column in zip(*sizes, strict=True))
+    characters, lines = (sum(size[column] for size in sizes) for column in (0, 1))
     if lines <= len(wanted):
         raise UserError(
-            f"{name}: {lines} lines are too few to set aside {' and '.join(wanted)};"
+            f"{name}: too few lines ({lines}) to set aside {' and '.join(wanted)};"
             " give files for --valid and --test, or --valid-fraction 0 --test-fraction 0"
         )
     parts = {}

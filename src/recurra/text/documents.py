@@ -1,6 +1,6 @@
-"""A text is documents, a document is lines: read from any file, folder, glob, .gz or standard input, never held whole.
+r"""A text is documents, a document is lines: read from any file, folder, glob, .gz or standard input, never held whole.
 
-A line ends at ``\\n``, ``\\r\\n`` or ``\\r`` and nowhere else: a form feed, U+2028 and their like stay inside it.
+A line ends at ``\n``, ``\r\n`` or ``\r`` and nowhere else: a form feed, U+2028 and their like stay inside it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from ..config import UserError
+from recurra.config import UserError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 16
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -103,7 +103,7 @@ def open_source(source: str, encoding: str, errors: str) -> list[Document]:
     found = [_file(file, encoding, errors) for path in paths for file in _files(path)]
     documents = [document for document in found if _has_lines(document)]
     if not documents:
-        raise UserError(f"{source}: no text below this folder" if len(paths) == 1 else f"{source}: no text in what matches")
+        raise UserError(f"{source}: no text in any file there")
     return documents
 
 
@@ -146,10 +146,10 @@ def _spooled_input() -> Path:
 
 def _check_encoding(encoding: str) -> None:
     try:
-        b"".decode(encoding)
+        "a".encode(encoding)  # refuses what is no encoding of text
         codecs.getincrementaldecoder(encoding)
     except LookupError:
-        raise UserError(f"unknown encoding {encoding!r}; use utf-8, utf-16, latin-1 or another that Python has") from None
+        raise UserError(f"unknown encoding {encoding!r}; use utf-8, utf-16, latin-1 or another of Python") from None
 
 
 def _lines_of_file(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
@@ -184,6 +184,7 @@ def _decoded(file: IO[bytes], name: str, encoding: str, errors: str) -> Iterator
     decoder = codecs.getincrementaldecoder(encoding)(errors)
     offset = 0  # bytes decoded before this block
     line = 1  # number of the line at which this block begins
+    at_beginning = True
     carried = ""  # a \r that may be the first half of \r\n
     while True:
         block = file.read(BLOCK_BYTES)
@@ -197,8 +198,9 @@ def _decoded(file: IO[bytes], name: str, encoding: str, errors: str) -> Iterator
             before = carried + decoder.decode(block[: max(0, position - offset)])
             line += _with_plain_ends(before).count("\n")
             raise _misfit(name, line, position, error, block) from None
-        if offset == 0:
+        if text and at_beginning:
             text = text.removeprefix("\ufeff")
+            at_beginning = False
         text = carried + text
         carried = "\r" if block and text.endswith("\r") else ""
         text = _with_plain_ends(text.removesuffix(carried))
@@ -215,8 +217,8 @@ def _decoded(file: IO[bytes], name: str, encoding: str, errors: str) -> Iterator
 def _misfit(name: str, line: int, position: int, error: UnicodeDecodeError, block: bytes) -> UserError:
     """Describe a byte that is not in the encoding, and what to do about it."""
     if position == 0 and block.startswith(UTF_16_MARKS):
-        return UserError(f"{name}: begins with the mark of UTF-16, which is not {error.encoding}; give --encoding utf-16")
-    if b"\0" in block:
+        return UserError(f"{name}: begins with the mark of UTF-16, not {error.encoding}; give --encoding utf-16")
+    if b"\0" in block and b"\0" not in "a".encode(error.encoding):
         return UserError(f"{name}: a binary file, not text: byte offset {position} is not {error.encoding}")
     return UserError(
         f"{name}, line {line}, byte offset {position}: 0x{error.object[error.start]:02x} is not {error.encoding};"

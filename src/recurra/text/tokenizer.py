@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import UserError, setting
-from .documents import Text
-from .vocabulary import LINE_END, SPECIAL, UNKNOWN, TokenCounter, Vocabulary
+from recurra.config import UserError, setting
+from recurra.text.documents import Text
+from recurra.text.vocabulary import LINE_END, SPECIAL, UNKNOWN, TokenCounter, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Ids: TypeAlias = NDArray[np.int32]
 
 KINDS = ("characters", "words", "whitespace", "byte-pairs")
-BLOCK = 1 << 20  # characters encoded at once
+BLOCK = 1 << 16  # characters encoded at once
 REMEMBERED_CHUNKS = 1_000_000  # about 250 MB
 LONGEST_REMEMBERED = 64  # characters
 SMALL_TEXT = 2_000_000  # characters; a smaller text has too few words to learn them
@@ -189,6 +189,7 @@ class BytePairTokenizer(Tokenizer):
         self._ids_of_chunks = _Remembered(self._encode_chunk)
 
     def to_mapping(self) -> dict[str, Any]:
+        """Return all that there is to it, its merges too, as JSON holds it."""
         return {**super().to_mapping(), "merges": self._merges}
 
     def _encode(self, text: str) -> Ids:
@@ -412,7 +413,8 @@ def _lowered_blocks(text: Text, settings: TokenizerSettings, *, spaces_are_token
 def _character_vocabulary(text: Text, settings: TokenizerSettings) -> Vocabulary:
     counts = np.zeros(sys.maxunicode + 1, dtype=np.int64)
     for block in _lowered_blocks(text, settings, spaces_are_tokens=True):
-        counts += np.bincount(_code_points(block), minlength=len(counts))
+        found = np.bincount(_code_points(block))
+        counts[: len(found)] += found
     line_ends = int(counts[ord("\n")])
     counts[ord("\n")] = 0
     by_character = {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
@@ -483,7 +485,9 @@ def _train_byte_pairs(text: Text, settings: TokenizerSettings) -> BytePairTokeni
         room = AUTO_BYTE_PAIRS - BYTE_PAIRS_LEAST
         size = BYTE_PAIRS_LEAST + sum(map(len, _beginning(text, 100 * room))) // 100
     elif size < BYTE_PAIRS_LEAST:
-        raise UserError(f"byte pairs need a vocabulary of {BYTE_PAIRS_LEAST} or more (256 bytes, <unk>, <eos>), got {size}")
+        raise UserError(
+            f"byte pairs need a vocabulary of {BYTE_PAIRS_LEAST}, for 256 bytes, <unk> and <eos>; got {size}"
+        )
 
     library = _byte_pairs({}, [])
     trainer = tokenizers.trainers.BpeTrainer(

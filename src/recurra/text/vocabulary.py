@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import UserError
+from recurra.config import UserError
 
 UNKNOWN = 0
 LINE_END = 1
@@ -54,15 +54,14 @@ class Vocabulary:
             size: The most tokens to take, the two special ones among them.
             min_count: The least count of a token to take.
         """
-        unknown_token, line_end_token = SPECIAL
         chosen = [(token, count) for token, count in counts.items() if count >= min_count and token not in SPECIAL]
         chosen.sort(key=lambda pair: (-pair[1], pair[0]))
         if size is not None:
             del chosen[max(0, size - len(SPECIAL)) :]
-        line_ends += counts.get(line_end_token, 0)
-        ordinary = sum(counts.values()) - counts.get(line_end_token, 0)
-        unknown = dropped + ordinary - sum(count for _, count in chosen)
-        return cls([*SPECIAL, *(token for token, _ in chosen)], [unknown, line_ends, *(count for _, count in chosen)])
+        line_end_words = counts.get(SPECIAL[LINE_END], 0)
+        unknown = dropped + sum(counts.values()) - line_end_words - sum(count for _, count in chosen)
+        tokens = [*SPECIAL, *(token for token, _ in chosen)]
+        return cls(tokens, [unknown, line_ends + line_end_words, *(count for _, count in chosen)])
 
     def __len__(self) -> int:
         return len(self.tokens)
