@@ -398,7 +398,8 @@ def _data(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "list":
         for entry in corpora.corpora():
-            print(f"{entry.name:<20} {entry.licence:<16} {entry.status:<14} {entry.description}")
+            state = "here" if entry.present else "not here yet"
+            print(f"{entry.name:<18} {entry.size / 1e6:6.1f} MB  {state:<13} {entry.licence:<14} {entry.description}")
         return 0
     if not arguments.names:
         raise UserError(f"data {arguments.action}: name a corpus; `recurra data list` shows them")

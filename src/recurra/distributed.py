@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from recurra.config import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,7 +42,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """Return the device of this process: ``cpu``, ``cuda`` or ``mps``; by default a GPU of its own, else the CPU.
 
     Raises:
-        ValueError: this machine has no such device, or more processes than GPUs.
+        UserError: this machine has no such device, or more processes than GPUs.
     """
     import torch
 
@@ -51,11 +53,11 @@ def choose_device(name: str | None = None) -> torch.device:
         available.append("mps")
     kind = name or ("cuda" if "cuda" in available else "cpu")
     if kind not in available:
-        raise ValueError(f"device: expected {' or '.join(available)} on this machine, got {kind!r}")
+        raise UserError(f"device: expected {' or '.join(available)} on this machine, got {kind!r}")
     if kind != "cuda":
         return torch.device(kind)
     if local_rank() >= (count := torch.cuda.device_count()):
-        raise ValueError(f"expected one process for each of the {count} GPUs here, got process {local_rank() + 1}")
+        raise UserError(f"expected one process for each of the {count} GPUs here, got process {local_rank() + 1}")
     return torch.device(kind, local_rank())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -256,14 +257,14 @@ def settle(
     characters = tokenizer.kind == "characters"
     if not (training.epochs or training.max_steps or training.max_minutes is not None):
         training = dataclasses.replace(training, max_minutes=10.0, epochs=50)
-    minutes = training.max_minutes if training.max_minutes is not None else 10.0
+    # How often the text will be read, at the speed of two cores of a plain CPU.
+    minutes = training.max_minutes if training.max_minutes is not None else math.inf
+    passes = min(training.epochs or math.inf, minutes * 60 * (20_000 if characters else 12_000) / tokens, 50.0)
+    read = passes * tokens
     if characters:
-        hidden = 256 if minutes < 4 or tokens < 500_000 else 512
-        batch_size, dropout = (32, 0.1)
+        hidden, batch_size, dropout = (512 if read > 4e6 else 256), 32, min(0.4, 0.02 * passes)
     else:
-        hidden = 256 if minutes < 20 else 400
-        passes = minutes * 60 * 10_000 / tokens  # at the speed of two cores of a plain CPU
-        batch_size, dropout = 20, min(0.5, 0.1 + 0.03 * passes)
+        hidden, batch_size, dropout = (400 if read > 15e6 else 256), 40, min(0.5, 0.05 + 0.035 * passes)
     batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
     batch_size = max(1, batch_size // distributed.world_size()) * distributed.world_size()
 
@@ -276,7 +277,7 @@ def settle(
         model,
         embedding_size=min(128, last) if characters else last,
         output="adaptive" if vocabulary > 5_000 else "full",
-        input_dropout=dropout / 2 if characters else dropout,
+        input_dropout=0.0 if characters else dropout,
         dropout=dropout,
         output_dropout=dropout,
     )

@@ -165,6 +165,8 @@ class Trainer:
         self.model, self.settings, self.batches, self.valid = model, settings, batches, valid
         self.carry_state, self.directory, self.keep, self.watch = carry_state, directory, keep, watch
         self.device = next(model.parameters()).device
+        if settings.precision == "bfloat16" and not _has_bfloat16(self.device):
+            raise UserError(f"this {self.device.type} has no bfloat16 products; leave --precision at auto or float32")
         self.learning_rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
         self.optimizer = build_optimizer(
             settings.optimizer,
@@ -443,7 +445,7 @@ class Trainer:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where it was asked for, or where the device gains by it."""
-        gains = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        gains = self.device.type == "cuda" and _has_bfloat16(self.device)
         wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and gains)
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
@@ -481,6 +483,17 @@ class Trainer:
         finally:
             for number in wanted:
                 signal.signal(number, before[number])
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16; a CPU without it emulates most products, and refuses an LSTM's."""
+    match device.type:
+        case "cuda":
+            return torch.cuda.is_bf16_supported()
+        case "cpu":
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        case _:
+            return False
 
 
 def _seed(*numbers: int) -> int:

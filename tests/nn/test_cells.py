@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import recurrence
 from torch import nn
 
 from recurra import nn as rnn
+from reference import recurrence
 
 INPUT, HIDDEN, BATCH, LENGTH = 3, 4, 5, 7
 

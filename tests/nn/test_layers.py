@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.func import functional_call
+
 from zoo import INPUT_SIZE, ONE_WAY, RECURRENT
 
 LENGTH, BATCH = 6, 4
-LENGTHS = [3, 6, 0, 1]
+LENGTHS = [3, 1, 6, 0]  # sorting them is not its own inverse
 
 
 def built(build, seed=0):
@@ -135,13 +136,14 @@ def test_outside_training_nothing_is_left_to_chance(name):
 def test_gradients_are_those_of_finite_differences(name):
     layer = built(RECURRENT[name])
     input, state = torch.randn(3, 2, INPUT_SIZE).double().requires_grad_(), leaves(random_state(layer, 2))
-    names, weights = zip(*((name, weight.detach().requires_grad_()) for name, weight in layer.named_parameters()))
+    names, weights = zip(*layer.named_parameters(), strict=True)
     form = layer.initial_state(2)
 
     def run(input, *values):
         parts = iter(values[: len(state)])
         begin = mapped(form, lambda _: next(parts))
-        output, end = functional_call(layer, dict(zip(names, values[len(state) :])), (input, begin), {"lengths": [3, 2]})
+        named = dict(zip(names, values[len(state) :], strict=True))
+        output, end = functional_call(layer, named, (input, begin), {"lengths": [3, 2]})
         return output, *leaves(end)
 
     assert gradcheck(run, (input, *(part.requires_grad_() for part in state), *weights), fast_mode=True)

@@ -166,6 +166,10 @@ class TestWords:
         tokenizer = build("x" + "\n" + text, "words", min_count=1)
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
+    def test_how_a_line_is_cut_does_not_depend_on_the_rest_of_it(self):
+        tokenizer = build(" a \tb  c \n", "words", min_count=1)
+        assert tokenizer.encode("x a \tb x").tolist() == tokenizer.encode("x a \tb x  x").tolist()[:-2]
+
     def test_unusual_white_space_is_a_token(self):
         tokenizer = build("    a  b\tc\xa0d \n", "words", min_count=1)
         expected = {"    ￭", "a", "￭  ￭", "b", "￭\t￭", "c", "￭\xa0￭", "d", "￭ "}
@@ -185,9 +189,10 @@ class TestWords:
         assert few.encode(text).tolist() == whole.encode(text).tolist()
         assert len(few._ids_of_chunks) <= 10
 
-    def test_counting_is_bounded(self, monkeypatch):
+    @pytest.mark.parametrize("limit", [("REMEMBERED_CHUNKS", 20), ("COUNTED_AT_ONCE", 300)])
+    def test_counting_is_bounded(self, monkeypatch, limit):
         monkeypatch.setattr(module, "TokenCounter", lambda: TokenCounter(limit=50))
-        monkeypatch.setattr(module, "REMEMBERED_CHUNKS", 20)
+        monkeypatch.setattr(module, *limit)
         monkeypatch.setattr(module, "BLOCK", 100)
         text = "\n".join(f"the w{i} of x{i}" for i in range(500))
         vocabulary = build(text, "words", min_count=1).vocabulary
@@ -223,6 +228,20 @@ class TestBytePairs:
         assert len(build(text, "byte-pairs", vocabulary_size=260).vocabulary) == 260
         with pytest.raises(UserError, match=r"byte pairs need a vocabulary of 258, .* got 257"):
             build(text, "byte-pairs", vocabulary_size=257)
+
+    def test_learning_is_reproducible(self):
+        text = "".join(f"{i * 7919 % 1000:03} fold, {i * 31 % 97} times\n" for i in range(2000))
+        first, second = (build(text, "byte-pairs").to_mapping() for _ in range(2))
+        assert first == second
+
+    def test_what_is_learnt_from_is_bounded(self, monkeypatch):
+        text = "".join(f"the cat of w{i}\n" for i in range(300))
+        whole = build(text, "byte-pairs", vocabulary_size=280)
+        monkeypatch.setattr(module, "LEARNT_FROM", 500)
+        sampled = build(text, "byte-pairs", vocabulary_size=280)
+        assert {"Ġthe", "Ġcat", "Ġof"} <= set(whole.vocabulary.tokens) & set(sampled.vocabulary.tokens)
+        assert sampled.vocabulary.counts[sampled.id("Ġthe")] == 300
+        assert sampled.decode(sampled.encode(text)) == text
 
     def test_min_count_is_that_of_a_merge(self):
         tokens = build("ab ab ab cd cd\n" * 2, "byte-pairs", vocabulary_size=300, min_count=5).vocabulary.tokens

@@ -424,7 +424,8 @@ def implementation(
     an LSTM, 1.1 to 1.2 times for a GRU, 0.9 to 1.2 times for an RNN (float32, one thread of a CPU, torch 2.13).
 
     Not for one or two steps of an LSTM on a CPU: torch lays the weights out anew for oneDNN in every call. One step of
-    one sequence with H_cell 512 takes it 14 ms, the readable one 1.6 ms.
+    one sequence with H_cell 512 takes it 14 ms, the readable one 1.6 ms. Nor for an LSTM with a projection there:
+    oneDNN has none, of which torch warns, and what it does instead is at best 1.4 times as fast as the readable steps.
 
     Nor where torch has no such layer: with the logistic nonlinearity, a GRU that resets before the product, layer
     normalisation, zoneout or recurrent dropout, or to show the gates (``trace``). Nor under ``torch.func``, where its
@@ -447,10 +448,13 @@ def implementation(
         if reasons:
             raise ValueError(f"implementation='torch' has no {', '.join(reasons)}: leave implementation at 'auto'")
         return "torch"
-    short = sequences is not None and sequences.steps <= 2 and sequences.data.device.type == "cpu"
-    if reasons or stack.implementation == "readable" or (short and stack.mode == "LSTM"):
-        return "readable"
-    return "torch"
+    slow = (
+        stack.mode == "LSTM"
+        and sequences is not None
+        and sequences.data.device.type == "cpu"
+        and (sequences.steps <= 2 or stack.proj_size > 0)
+    )
+    return "readable" if reasons or slow or stack.implementation == "readable" else "torch"
 
 
 class RNN(Recurrent):

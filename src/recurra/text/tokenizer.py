@@ -36,13 +36,14 @@ Ids: TypeAlias = NDArray[np.int32]
 KINDS = ("characters", "words", "whitespace", "byte-pairs")
 BLOCK = 1 << 16  # characters encoded at once
 REMEMBERED_CHUNKS = 1_000_000  # about 250 MB
+COUNTED_AT_ONCE = 100_000_000  # characters
 LONGEST_REMEMBERED = 64  # characters
 SMALL_TEXT = 2_000_000  # characters; a smaller text has too few words to learn them
-LONE_SPACE = re.compile(r"(?<=\S) (?=\S)")
+LONE_SPACE = re.compile(r"(?<=[^ ]) (?=[^ ])")
 JOINER = "￭"
 AUTO_WORDS = 50_000
 AUTO_BYTE_PAIRS = 8_000
-LEARNT_FROM = 100_000_000  # characters that byte pairs are learnt from
+LEARNT_FROM = 5_000_000  # bytes that byte pairs are learnt from; needs up to 100 bytes of memory for each
 BYTE_PAIRS_LEAST = 256 + len(SPECIAL)
 
 
@@ -151,17 +152,17 @@ class WordTokenizer(Tokenizer):
     def __init__(self, kind: str, vocabulary: Vocabulary, lowercase: bool = False) -> None:
         super().__init__(vocabulary, lowercase)
         self.kind = kind
-        self._ids_of_words = _WithUnknown(vocabulary.ids)
         self._ids_of_chunks = _Remembered(self._encode_chunk)
 
     def _encode(self, text: str) -> Ids:
         if self.kind == "whitespace":
             words = _whitespace_words(text)
-            return np.fromiter(map(self._ids_of_words.__getitem__, words), np.int32, len(words))
+            ids = map(self.vocabulary.ids.get, words, itertools.repeat(UNKNOWN))
+            return np.fromiter(ids, np.int32, len(words))
         return _flat(map(self._ids_of_chunks.__getitem__, _chunks(text)))
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
-        return tuple(self._ids_of_words[token] for token in split_words(chunk))
+        return tuple(self.vocabulary.id(token) for token in split_words(chunk))
 
     def _decode_line(self, ids: list[int]) -> str:
         tokens = [self.vocabulary.tokens[i] for i in ids]
@@ -213,8 +214,10 @@ def build_tokenizer(text: Text, settings: TokenizerSettings | None = None) -> To
       characters or more;
     - words: all that were seen twice, at most 50,000; just all of them where the text has its own ``<unk>``, and where
       none was seen twice;
-    - byte pairs: 8,000 tokens, fewer where the text is smaller than about 800,000 characters. The merges are learnt
-      from the first 100 million characters.
+    - byte pairs: 8,000 tokens, fewer where the text is smaller than about 800,000 bytes.
+
+    Counts are exact up to 2 million different words (see :class:`TokenCounter`). Byte pairs of a text larger than 5 MB
+    are learnt from so much of its words, each in proportion to its count.
 
     Raises:
         UserError: the text has no tokens but line ends, or a vocabulary of byte pairs is to be smaller than 258.
@@ -302,9 +305,16 @@ def _chunks(text: str) -> list[str]:
     """Cut a text at lone spaces, which are left out, and at newlines, which are chunks by themselves."""
     chunks: list[str] = []
     for line in text.split("\n"):
-        parts = line.split(" ")
-        # an empty part is a sign of spaces that are not lone, or of an empty line
-        chunks += parts if "" not in parts else LONE_SPACE.split(line) if line else ()
+        words = line.strip(" ")
+        if "  " in words or not words:
+            chunks += LONE_SPACE.split(line) if line else ()
+        else:  # the usual case, and several times as fast
+            parts = words.split(" ")
+            if len(words) < len(line):  # spaces at the edges are not lone
+                before, _, after = line.partition(words)
+                parts[0] = before + parts[0]
+                parts[-1] += after
+            chunks += parts
         chunks.append("\n")
     chunks.pop()
     return chunks
@@ -356,13 +366,6 @@ def _cut_at_line_ends(ids: Iterable[int]) -> Iterator[list[int]]:
         else:
             line.append(int(i))
     yield line
-
-
-class _WithUnknown(dict[str, int]):
-    """Ids of words; words that are not there have the id of ``<unk>``."""
-
-    def __missing__(self, word: str) -> int:
-        return UNKNOWN
 
 
 class _Remembered(dict[str, tuple[int, ...]]):
@@ -426,9 +429,9 @@ def _character_vocabulary(text: Text, settings: TokenizerSettings) -> Vocabulary
 def _word_vocabulary(kind: str, text: Text, settings: TokenizerSettings) -> Vocabulary:
     blocks = _lowered_blocks(text, settings)
     if kind == "whitespace":
-        counter = _count(map(_whitespace_words, blocks), lambda word: [word])
+        counter = _count(blocks, _whitespace_words, lambda word: [word])
     else:
-        counter = _count(map(_chunks, blocks), split_words)
+        counter = _count(blocks, _chunks, split_words)
     counts, size, min_count = counter.counts, settings.vocabulary_size, settings.min_count
     if size is None and min_count is None and SPECIAL[UNKNOWN] not in counts:
         size = AUTO_WORDS
@@ -437,34 +440,81 @@ def _word_vocabulary(kind: str, text: Text, settings: TokenizerSettings) -> Voca
     return Vocabulary.from_counts(counts, line_ends=0, dropped=counter.dropped, size=size, min_count=min_count or 1)
 
 
-def _count(blocks: Iterable[list[str]], tokens_of: Callable[[str], Sequence[str]]) -> TokenCounter:
-    """Count the tokens of chunks, looking at each different chunk once, or seldom."""
+def _count(
+    blocks: Iterable[str], cut: Callable[[str], list[str]], tokens_of: Callable[[str], Sequence[str]]
+) -> TokenCounter:
+    """Cut blocks into chunks and count the chunks' tokens, looking at each different chunk seldom, mostly once."""
     counter = TokenCounter()
     chunks: Counter[str] = Counter()
+    held = 0  # characters of `chunks` at the most
 
     def count_chunks() -> None:
+        nonlocal held
         tokens: Counter[str] = Counter()
         for chunk, count in chunks.items():
             for token in tokens_of(chunk):
                 tokens[token] += count
         counter.add(tokens)
         chunks.clear()
+        held = 0
 
     for block in blocks:
-        chunks.update(block)
-        if len(chunks) > REMEMBERED_CHUNKS:
+        chunks.update(cut(block))
+        held += len(block)
+        if len(chunks) > REMEMBERED_CHUNKS or held > COUNTED_AT_ONCE:
             count_chunks()
     count_chunks()
     return counter
 
 
-def _beginning(text: Text, characters: int) -> Iterator[str]:
-    """Yield lines, the last one cut short, until there are so many characters."""
-    for line in text.lines():
-        yield line[:characters]
-        characters -= len(line)
-        if characters <= 0:
-            return
+def _train_byte_pairs(text: Text, settings: TokenizerSettings) -> BytePairTokenizer:
+    import tokenizers
+
+    size = settings.vocabulary_size
+    if size is not None and size < BYTE_PAIRS_LEAST:
+        raise UserError(
+            f"byte pairs need a vocabulary of {BYTE_PAIRS_LEAST}, for all bytes, <unk> and <eos>; got {size}"
+        )
+    # Merges stay inside pieces: words, numbers and runs of symbols, written with a printable character for each byte.
+    splitter = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+    def pieces_of(chunk: str) -> list[str]:
+        return [chunk] if chunk == "\n" else [piece for piece, _ in splitter.pre_tokenize_str(" " + chunk)]
+
+    pieces = _count(_lowered_blocks(text, settings), _chunks, pieces_of).counts
+    line_ends = pieces.pop("\n", 0)
+    length = sum(len(piece) * count for piece, count in pieces.items())
+    if size is None:
+        size = min(AUTO_BYTE_PAIRS, BYTE_PAIRS_LEAST + length // 100)
+    share = min(1.0, LEARNT_FROM / max(1, length))
+
+    def sample() -> Iterator[str]:
+        room = LEARNT_FROM
+        for piece, count in pieces.most_common():
+            times = max(1, round(count * share))
+            yield f"{piece} " * times
+            room -= len(piece) * times
+            if room <= 0:
+                return
+
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size - len(SPECIAL),
+        min_frequency=max(1, round((settings.min_count or 2) * share)),
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    library.train_from_iterator(sample(), trainer)
+    model = json.loads(library.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    counts = dict.fromkeys(model["vocab"], 0)
+    for piece, count in pieces.items():
+        for token in library.model.tokenize(piece):
+            counts[token.value] += count
+    return BytePairTokenizer(
+        Vocabulary.from_counts(counts, line_ends=line_ends, min_count=0), merges, settings.lowercase
+    )
 
 
 def _byte_pairs(ids: dict[str, int], merges: Sequence[str]) -> tokenizers.Tokenizer:
@@ -475,37 +525,3 @@ def _byte_pairs(ids: dict[str, int], merges: Sequence[str]) -> tokenizers.Tokeni
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = tokenizers.decoders.ByteLevel()
     return library
-
-
-def _train_byte_pairs(text: Text, settings: TokenizerSettings) -> BytePairTokenizer:
-    import tokenizers
-
-    size = settings.vocabulary_size
-    if size is None:
-        room = AUTO_BYTE_PAIRS - BYTE_PAIRS_LEAST
-        size = BYTE_PAIRS_LEAST + sum(map(len, _beginning(text, 100 * room))) // 100
-    elif size < BYTE_PAIRS_LEAST:
-        raise UserError(
-            f"byte pairs need a vocabulary of {BYTE_PAIRS_LEAST}, for 256 bytes, <unk> and <eos>; got {size}"
-        )
-
-    library = _byte_pairs({}, [])
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL),
-        min_frequency=settings.min_count or 2,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    lines = (line.lower() if settings.lowercase else line for line in _beginning(text, LEARNT_FROM))
-    library.train_from_iterator((" " + line for line in lines if line), trainer)
-    model = json.loads(library.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-
-    def tokens_of(chunk: str) -> list[str]:
-        tokens: list[str] = library.encode(" " + chunk).tokens if chunk != "\n" else [SPECIAL[LINE_END]]
-        return tokens
-
-    counter = _count(map(_chunks, _lowered_blocks(text, settings)), tokens_of)
-    counts = {token: counter.counts[token] for token in [*model["vocab"], SPECIAL[LINE_END]]}
-    vocabulary = Vocabulary.from_counts(counts, line_ends=0, min_count=0)
-    return BytePairTokenizer(vocabulary, merges, settings.lowercase)
