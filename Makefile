@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 
 install: .venv/installed
 
-# DEMO: the recipe below is a first version.
 demo: .venv/installed
-	$(BIN)/recurra train lm python-docs -o demo --overwrite --max-minutes 4
-	$(BIN)/recurra generate demo --count 3
+	$(BIN)/recurra train lm kjv --tokenizer words -o demo --overwrite --max-minutes 3.5
+	$(BIN)/recurra generate demo --count 3 --max-tokens 80 --temperature 0.8 --seed 1
+	@echo 'The learning curve is demo/learning_curve.png.'
 
 test: lint
 	$(BIN)/pytest
@@ -34,7 +34,7 @@ clean:
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP) -e '.[plot]'
+	$(PIP) -e '.[plot,bible]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/pip

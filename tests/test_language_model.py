@@ -13,8 +13,8 @@ import recurra
 from recurra.checkpoint import read_tensors, write_tensors
 from recurra.config import UserError
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
-from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
 from recurra.text.documents import Text
+from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
 
 TEXT = "the cat sat on the mat\nthe dog sat on the log\n" * 5
 SETTINGS = RecurrentLMSettings(hidden_size=8, layers=1, embedding_size=8, output="full")

@@ -60,7 +60,9 @@ def gradients(*values):
 def test_clipping_by_norm_keeps_the_direction_and_tells_the_norm_before():
     parameters = gradients([3.0], [0.0, 4.0])
     assert clip_gradients(parameters, norm=1.0, value=None) == pytest.approx(5.0)
-    torch.testing.assert_close(torch.cat([p.grad for p in parameters]), torch.tensor([0.6, 0.0, 0.8]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([p.grad for p in parameters]), torch.tensor([0.6, 0.0, 0.8]), atol=1e-5, rtol=0
+    )
     small = gradients([0.3])
     clip_gradients(small, norm=1.0, value=None)
     assert small[0].grad.item() == pytest.approx(0.3)
@@ -72,7 +74,9 @@ def test_clipping_by_value_comes_first():
     assert torch.cat([p.grad for p in parameters]).tolist() == [1.0, 0.0, -1.0]
     parameters = gradients([3.0], [0.0, -4.0])
     clip_gradients(parameters, norm=2**0.5 / 2, value=1.0)
-    torch.testing.assert_close(torch.cat([p.grad for p in parameters]), torch.tensor([0.5, 0.0, -0.5]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([p.grad for p in parameters]), torch.tensor([0.5, 0.0, -0.5]), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("decay", "expected"), [(1.0, 2.5), (0.5, 3.125)])

@@ -34,6 +34,9 @@ SMALL = {
 }
 
 
+VERBS = {"cat": "sat", "dog": "ran", "bird": "sang"}
+
+
 @pytest.fixture
 def text(tmp_path):
     """A text whose next word depends on the last two; 400 lines."""
@@ -41,7 +44,7 @@ def text(tmp_path):
     lines = []
     for _ in range(400):
         animal = chance.choice(["cat", "dog", "bird"])
-        lines.append(f"the {animal} {dict(cat='sat', dog='ran', bird='sang')[animal]} in the {chance.choice('abc')}")
+        lines.append(f"the {animal} {VERBS[animal]} in the {chance.choice('abc')}")
     path = tmp_path / "text.txt"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -62,7 +65,10 @@ def test_learns_what_there_is_to_learn(text, tmp_path):
     assert floor * 0.9 < outcome.evaluations["test"].nats_per_token < floor * 1.35
     results = json.loads((tmp_path / "m" / "results.json").read_text())
     assert results["test"]["perplexity"] == outcome.evaluations["test"].perplexity
-    assert results["test"] == {**recurra.load(tmp_path / "m").evaluate(_part(text, 0.9)).to_mapping(), "seconds": results["test"]["seconds"]}
+    assert results["test"] == {
+        **recurra.load(tmp_path / "m").evaluate(_part(text, 0.9)).to_mapping(),
+        "seconds": results["test"]["seconds"],
+    }
 
 
 def _part(text, start):
@@ -109,11 +115,29 @@ def test_every_way_of_training_learns(options, text, tmp_path):
 
 
 def test_asgd_averages_once_triggered_and_resumes(text, tmp_path):
-    options = {**SMALL, "optimizer": "asgd", "learning_rate": 20.0, "schedule": "constant", "asgd_trigger": 1, "epochs": 8}
+    options = {
+        **SMALL,
+        "optimizer": "asgd",
+        "learning_rate": 20.0,
+        "schedule": "constant",
+        "asgd_trigger": 1,
+        "epochs": 8,
+    }
     recurra.train_lm(text, tmp_path / "whole", **options)
     state, metadata = read_tensors(tmp_path / "whole" / "training" / "state.safetensors")
     assert json.loads(metadata["run"])["averaging"]
     assert any(name.startswith("average.") for name in state)
+
+
+def test_tensorboard_events_hold_the_log(text, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recurra.train_lm(text, tmp_path / "m", **SMALL, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "m" / "tensorboard")).Reload()
+    lines = log(tmp_path / "m")
+    assert [event.step for event in events.Scalars("loss")] == [line["step"] for line in lines]
+    assert events.Scalars("valid")[-1].value == pytest.approx(lines[-1]["valid"])
 
 
 def test_early_stopping_ends_a_run(text, tmp_path):
@@ -147,7 +171,9 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("options", [{}, {"reset": "lines"}, {"optimizer": "sgd", "average": 0.9}, {"cell": "gru"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"reset": "lines"}, {"optimizer": "sgd", "average": 0.9}, {"cell": "gru"}], ids=str
+)
 @pytest.mark.parametrize("step", [3, 81])
 def test_interrupted_and_resumed_is_bit_identical(step, options, text, tmp_path):
     options = {**DROPPED, **options, "log_every": 1}
@@ -159,7 +185,9 @@ def test_interrupted_and_resumed_is_bit_identical(step, options, text, tmp_path)
     assert resumed.stopped is None
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    plain = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in log(tmp_path / "whole")]
+    plain = [
+        {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in log(tmp_path / "whole")
+    ]
     assert plain == [
         {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in log(tmp_path / "parts")
     ]
@@ -237,7 +265,7 @@ def test_two_ranks_train_the_model_of_one(reset, text, tmp_path):
     )
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-6)
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert results["test"]["perplexity"] == pytest.approx(one.evaluations["test"].perplexity, rel=1e-6)
 

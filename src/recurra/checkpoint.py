@@ -28,7 +28,15 @@ from torch import Tensor
 from recurra.config import UserError
 from recurra.files import written_whole
 
-__all__ = ["SETTINGS", "WEIGHTS", "prepare_directory", "read_settings", "read_tensors", "write_settings", "write_tensors"]
+__all__ = [
+    "SETTINGS",
+    "WEIGHTS",
+    "prepare_directory",
+    "read_settings",
+    "read_tensors",
+    "write_settings",
+    "write_tensors",
+]
 
 FORMAT = 1  # of the directory; a reader refuses one it does not know
 SETTINGS = "settings.json"
@@ -49,7 +57,9 @@ def prepare_directory(directory: Path, *, overwrite: bool, resume: bool) -> None
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: expected a folder for the model, found a file; choose another with -o")
     if (directory / SETTINGS).exists() and not (overwrite or resume):
-        raise UserError(f"{directory}: already holds a model; give --overwrite to replace it or --resume to go on training")
+        raise UserError(
+            f"{directory}: already holds a model; give --overwrite to replace it or --resume to go on training"
+        )
     if resume and not (directory / SETTINGS).exists():
         raise UserError(f"{directory}: nothing to resume; train there without --resume first")
     try:
@@ -121,7 +131,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; train again or restore it") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read, probably cut short ({error}); restore it or train again") from error
+        raise CheckpointError(
+            f"{path}: cannot be read, probably cut short ({error}); restore it or train again"
+        ) from error
     if metadata.pop("digest", None) != _digest(tensors):
         raise CheckpointError(f"{path}: damaged: its content does not match its digest; restore it or train again")
     return tensors, metadata

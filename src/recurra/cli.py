@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from recurra import __version__
 from recurra.config import ArgumentParser, UserError, add_flags, from_mapping
@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 1 for a failed run, 2 for a mistake in what was given, 128 + signal."""
+    """Run one command. Returns the exit status: 0; 1 for a failed run; 2 for a mistake of the user; 128 + signal."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = " ".join(words[:2]) if words[:1] == ["train"] else "".join(words[:1])
     if name not in COMMANDS:
@@ -85,8 +85,10 @@ def _no_command(words: Sequence[str]) -> int:
         return 0
     import difflib
 
-    near = difflib.get_close_matches(" ".join(given[:2]), COMMANDS, n=1) or difflib.get_close_matches(given[0], COMMANDS, n=1)
-    parser.error(f"unknown command {given[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+    near = difflib.get_close_matches(" ".join(given[:2]), COMMANDS, n=1) or difflib.get_close_matches(
+        given[0], COMMANDS, n=1
+    )
+    return parser.error(f"unknown command {given[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
 # ---- train --------------------------------------------------------------------------------------------------------
@@ -95,9 +97,13 @@ def _no_command(words: Sequence[str]) -> int:
 def _train_flags(parser: ArgumentParser) -> None:
     from recurra.recipes import LM_SECTIONS
 
-    parser.add_argument("source", nargs="*", metavar="CORPUS", help="file, folder, glob, .gz, - or a corpus of `recurra data list`")
+    parser.add_argument(
+        "source", nargs="*", metavar="CORPUS", help="file, folder, glob, .gz, - or a corpus of `recurra data list`"
+    )
     parser.add_argument("-o", "--directory", required=True, metavar="DIR", help="folder that the model goes to")
-    parser.add_argument("--config", metavar="FILE", help="settings in TOML or JSON, in sections like those below; flags win")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings in TOML or JSON, in sections like those below; flags win"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in DIR")
     parser.add_argument("--quiet", action="store_true", help="say nothing but the result")
@@ -209,11 +215,19 @@ def _duration(seconds: float) -> str:
 def _evaluate_flags(parser: ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="folder of the model")
     parser.add_argument("text", nargs="+", metavar="TEXT", help="file, folder, glob, .gz, - or CORPUS:SPLIT")
-    parser.add_argument("--reset", choices=("none", "documents", "lines"), help="where the state starts anew (default: as trained)")
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="rows read side by side (default: 32)")
-    parser.add_argument("--chunk-length", type=_positive, default=256, metavar="N", help="steps at a time (default: 256)")
+    parser.add_argument(
+        "--reset", choices=("none", "documents", "lines"), help="where the state starts anew (default: as trained)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="rows read side by side (default: 32)"
+    )
+    parser.add_argument(
+        "--chunk-length", type=_positive, default=256, metavar="N", help="steps at a time (default: 256)"
+    )
     parser.add_argument("--encoding", default="utf-8", help="of the text (default: utf-8)")
-    parser.add_argument("--errors", default="strict", choices=("strict", "replace", "ignore"), help="what a bad byte is")
+    parser.add_argument(
+        "--errors", default="strict", choices=("strict", "replace", "ignore"), help="what a bad byte is"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--per-token", metavar="FILE", help="write the surprisal of every token as TSV")
     parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
@@ -290,7 +304,9 @@ def _generate_flags(parser: ArgumentParser) -> None:
     from recurra.generation import GenerationSettings
 
     parser.add_argument("directory", metavar="DIR", help="folder of the model")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what to go on from (default: the beginning of a line)")
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT", help="what to go on from (default: the beginning of a line)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
     add_flags(parser, GenerationSettings, title="generation")
@@ -383,13 +399,19 @@ def _info(arguments: argparse.Namespace) -> int:
             continue
         print(f"[{section}]")
         for name, value in values.items():
-            shown = "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            shown = (
+                "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else value
+            )
             print(f"  {name:<20} {shown}")
     return 0
 
 
 def _data_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("action", choices=("list", "fetch", "path"), help="list all corpora, download one, or say where it is")
+    parser.add_argument(
+        "action", choices=("list", "fetch", "path"), help="list all corpora, download one, or say where it is"
+    )
     parser.add_argument("names", nargs="*", metavar="CORPUS", help="names, as listed")
 
 
@@ -410,7 +432,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _swatches_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="lines `name R G B` (default: standard input)")
+    parser.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="lines `name R G B` (default: standard input)"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="PICTURE", help=".png, .svg or .pdf")
     parser.add_argument("--count", type=_positive, default=48, metavar="N", help="swatches to draw (default: 48)")
 
@@ -432,7 +456,10 @@ def _swatches(arguments: argparse.Namespace) -> int:
     if not colours:
         raise UserError(f"none of {len(lines)} lines is `name R G B` with numbers from 0 to 255")
     swatches(colours[: arguments.count], Path(arguments.output))
-    print(f"{len(colours)} of {len(lines)} lines valid ({100 * len(colours) / len(lines):.1f} %); drawn: {arguments.output}")
+    print(
+        f"{len(colours)} of {len(lines)} lines valid ({100 * len(colours) / len(lines):.1f} %); "
+        f"drawn: {arguments.output}"
+    )
     return 0
 
 
@@ -451,5 +478,3 @@ COMMANDS = {
     "data": Command("corpora by name: list, fetch, path", _data_flags, _data),
     "swatches": Command("draw lines `name R G B` as paint colours", _swatches_flags, _swatches),
 }
-
-

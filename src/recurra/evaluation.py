@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TextIO, TypeAlias, get_args
+from typing import IO, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -288,7 +288,7 @@ def _score_rows(
 
 
 def write_surprisals_tsv(
-    file: TextIO,
+    file: IO[str],
     tokens: Iterable[int],
     nats: Iterable[float],
     *,

@@ -14,7 +14,15 @@ from recurra import distributed
 from recurra.checkpoint import WEIGHTS, CheckpointError, read_settings, read_tensors, write_settings, write_tensors
 from recurra.config import UserError, from_mapping, to_mapping
 from recurra.evaluation import Evaluation, evaluate, surprisals
-from recurra.generation import Generated, GenerationSettings, Piece, generate, generate_stream, next_log_probs, next_tokens
+from recurra.generation import (
+    Generated,
+    GenerationSettings,
+    Piece,
+    generate,
+    generate_stream,
+    next_log_probs,
+    next_tokens,
+)
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.text.batches import TokenStream
 from recurra.text.tokenizer import Tokenizer, tokenizer_from_mapping
@@ -26,7 +34,7 @@ KIND = "lm"
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A recurrent language model that reads and writes text.
+    r"""A recurrent language model that reads and writes text.
 
     Attributes:
         model: the network; follows the protocol that every language model follows.
@@ -47,7 +55,9 @@ class LanguageModel:
     def __post_init__(self) -> None:
         words = len(self.tokenizer.vocabulary)
         if words != self.model.vocabulary_size:
-            raise UserError(f"the vocabulary has {words} tokens, the model {self.model.vocabulary_size}: they do not belong together")
+            raise UserError(
+                f"the vocabulary has {words} tokens, the model {self.model.vocabulary_size}: they do not fit together"
+            )
 
     # ---- on disk --------------------------------------------------------------------------------------------------
 
@@ -77,7 +87,9 @@ class LanguageModel:
         path = directory / WEIGHTS
         tensors, metadata = read_tensors(path)
         if metadata.get("vocabulary") != self.tokenizer.vocabulary.digest():
-            raise CheckpointError(f"{path}: belongs to another vocabulary than the one in {directory / 'settings.json'}")
+            raise CheckpointError(
+                f"{path}: belongs to another vocabulary than the one in {directory / 'settings.json'}"
+            )
         own = dict(self.model.named_parameters())
         for name in sorted(own.keys() | tensors.keys()):
             expected = tuple(own[name].shape) if name in own else "none"
@@ -121,11 +133,16 @@ class LanguageModel:
         """
         stream = self._tokens(text)
         return evaluate(
-            self.model, stream.tokens, words=stream.words, characters=stream.characters, **self._rows(stream, reset), **options
+            self.model,
+            stream.tokens,
+            words=stream.words,
+            characters=stream.characters,
+            **self._rows(stream, reset),
+            **options,
         )
 
     def perplexity(self, text: str | TokenStream, **options: Any) -> float:
-        """exp of the mean of -log p over every token, line ends included."""
+        """Exp of the mean of -log p over every token, line ends included."""
         return self.evaluate(text, **options).perplexity
 
     def surprisal(self, text: str, *, reset: str | None = None) -> list[tuple[str, float]]:
@@ -142,11 +159,11 @@ class LanguageModel:
         return [(self.tokenizer.token(i), p) for i, p in found]
 
     def next_probability(self, prompt: str, token: str) -> float:
-        """The probability of one token after ``prompt``; that of ``<unk>`` for a token that is not in the vocabulary."""
+        """The probability of one token after ``prompt``; of ``<unk>`` for a token that is not in the vocabulary."""
         return math.exp(next_log_probs(self.model, self._prompt(prompt))[self.tokenizer.id(token)])
 
     def generate(self, prompt: str = "", **settings: Any) -> list[Generated]:
-        """Texts that go on from ``prompt``, without it; keywords as in :class:`recurra.generation.GenerationSettings`."""
+        """Texts that go on from ``prompt``, without it; keywords: :class:`recurra.generation.GenerationSettings`."""
         chosen = from_mapping(GenerationSettings, settings, "generate")
         return generate(self.model, self._prompt(prompt), chosen, self.tokenizer.decode)
 
@@ -170,7 +187,9 @@ class LanguageModel:
     def _tokens(self, text: str | TokenStream) -> TokenStream:
         stream = TokenStream.from_text(text, self.tokenizer) if isinstance(text, str) else text
         if stream.vocabulary != self.tokenizer.vocabulary.digest():
-            raise UserError("these tokens belong to another vocabulary than the model's: encode the text with its tokenizer")
+            raise UserError(
+                "these tokens belong to another vocabulary than the model's: encode the text with its tokenizer"
+            )
         return stream
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ __all__ = ["Plateau", "WeightAverage", "build_optimizer", "clip_gradients", "sch
 OPTIMIZERS = ("adam", "adamw", "sgd", "asgd", "adagrad", "rmsprop")
 SCHEDULES = ("cosine", "linear", "constant", "plateau")
 
-# What each optimiser starts from when no learning rate is given; those of SGD and ASGD are for gradients clipped to norm 0.25.
+# What each optimiser starts from when no learning rate is given; those of SGD and ASGD are for gradients clipped to
+# norm 0.25.
 LEARNING_RATES = {"adam": 4e-3, "adamw": 4e-3, "sgd": 20.0, "asgd": 20.0, "adagrad": 0.1, "rmsprop": 1e-3}
 
 
@@ -34,7 +36,7 @@ def build_optimizer(
     ``asgd`` is plain SGD here: its averaging is a :class:`WeightAverage` that the trainer starts (Merity et al. 2018).
     """
     parameters = list(parameters)
-    common = {"lr": learning_rate, "weight_decay": weight_decay}
+    common: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     match name:
         case "adam":
             return torch.optim.Adam(parameters, betas=betas, fused=True, **common)
@@ -53,8 +55,8 @@ def build_optimizer(
 def schedule_factor(schedule: str, progress: float, warmup: float) -> float:
     """What the learning rate is multiplied by when ``progress`` (0 to 1) of the run is over.
 
-    It rises linearly over the first ``warmup`` of the run, then falls to 1 % of its height along a line or a half cosine
-    (Loshchilov & Hutter 2017), or stays. ``plateau`` stays too: :class:`Plateau` lowers it.
+    It rises linearly over the first ``warmup`` of the run, then falls to 1 % of its height along a line or a half
+    cosine (Loshchilov & Hutter 2017), or stays. ``plateau`` stays too: :class:`Plateau` lowers it.
     """
     if progress < warmup:
         return max(progress / warmup, 0.01)
@@ -116,7 +118,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], *, norm: float | None, va
 class WeightAverage:
     """A running average of a model's weights.
 
-    With ``decay`` < 1 it is exponential; the first steps weigh alike, so that it needs no correction for its start. With
+    With ``decay`` < 1 it is exponential; the first steps weigh alike, so that it needs no correction for its start.
+    With
     ``decay`` = 1 it is the plain mean of all weights since it began (Polyak & Juditsky 1992), as averaged SGD has it.
     """
 

@@ -36,7 +36,17 @@ LM_SECTIONS = {
 
 # What may be told anew on resuming: how long to go on and where, but nothing that the steps made so far depend on.
 LIMITS = frozenset(
-    {"epochs", "max_steps", "max_minutes", "early_stopping", "save_every", "log_every", "device", "threads", "tensorboard"}
+    {
+        "epochs",
+        "max_steps",
+        "max_minutes",
+        "early_stopping",
+        "save_every",
+        "log_every",
+        "device",
+        "threads",
+        "tensorboard",
+    }
 )
 
 ROWS_OF_VALIDATION = 10  # rows that validation during training is read in, each from the zero state: an estimate
@@ -153,13 +163,17 @@ def _update_limits(directory: Path, given: Mapping[str, Any]) -> None:
     """Take over the limits given for a resumed run; anything else must be as it was."""
     content = read_settings(directory, KIND)
     for name, value in given.items():
-        section = next((s for s in ("training", "model", "corpus", "tokenizer_settings") if name in content[s]), "training")
+        section = next(
+            (s for s in ("training", "model", "corpus", "tokenizer_settings") if name in content[s]), "training"
+        )
         before = content[section].get(name)
         value = list(value) if isinstance(value, tuple) else value
         if name in LIMITS:
             content[section][name] = value
         elif before != value:
-            raise UserError(f"{name} cannot change in a run that is resumed: it was {before}, now {value}; leave it out")
+            raise UserError(
+                f"{name} cannot change in a run that is resumed: it was {before}, now {value}; leave it out"
+            )
     write_json(directory / SETTINGS, content)
 
 
@@ -195,20 +209,24 @@ def _run_lm(
     )
     if resume:
         found = trainer.resume()
-        say(f"resuming at step {trainer.run_state.step:,}" if found else "nothing was saved yet: starting from the beginning")
+        say(
+            f"resuming at step {trainer.run_state.step:,}"
+            if found
+            else "nothing was saved yet: starting from the beginning"
+        )
     stopped = trainer.run()
     distributed.barrier()
     lm.load_weights(directory)
     model.eval()
     if stopped:
         return Outcome(lm, {}, stopped)
-    evaluations = {}
+    evaluations: dict[str, Evaluation] = {}
     for split in ("valid", "test"):
         if split in streams and len(streams[split]):
             say(f"evaluating on {split}: {len(streams[split]):,} tokens")
             evaluations[split] = lm.evaluate(streams[split])
     if distributed.is_writer():
-        results = {
+        results: dict[str, Any] = {
             "steps": trainer.run_state.step,
             "training_seconds": trainer.run_state.seconds,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -230,9 +248,7 @@ def _batches(
     return ContiguousStreams(stream, training.batch_size, training.chunk_length, resets=with_resets, **place)
 
 
-def _validation(
-    stream: TokenStream | None, model: RecurrentLMSettings, training: TrainingSettings
-) -> Sequence[Batch]:
+def _validation(stream: TokenStream | None, model: RecurrentLMSettings, training: TrainingSettings) -> Sequence[Batch]:
     """Batches of the beginning of the validation text, for the estimates made during training."""
     ranks = distributed.world_size()
     if stream is None or len(stream) < ranks:
@@ -241,7 +257,7 @@ def _validation(
     starts = stream.document_starts
     part = TokenStream.from_tokens(tokens, starts[starts < len(tokens)])
     rows = max(1, min(ROWS_OF_VALIDATION, len(part)) // ranks) * ranks
-    shape = {"batch_size": rows, "chunk_length": min(100, len(part) // rows)}
+    shape: dict[str, Any] = {"batch_size": rows, "chunk_length": min(100, len(part) // rows)}
     return _batches(part, model, dataclasses.replace(training, **shape), 0)
 
 
@@ -250,8 +266,8 @@ def settle(
 ) -> tuple[RecurrentLMSettings, TrainingSettings]:
     """Choose every setting that was left open, from the size of the corpus and the time there is.
 
-    Training ends after 10 minutes or 50 epochs if no limit is given. The more often the text will be read, the larger the
-    model and its dropout; the figures come from runs on WikiText-2 and tiny-shakespeare (docs/results.md).
+    Training ends after 10 minutes or 50 epochs if no limit is given. The more often the text will be read, the larger
+    the model and its dropout; the figures come from runs on WikiText-2 and tiny-shakespeare (docs/results.md).
     """
     tokens, vocabulary = len(train), len(tokenizer.vocabulary)
     characters = tokenizer.kind == "characters"
@@ -271,17 +287,18 @@ def settle(
     def fill(settings: Any, **chosen: Any) -> Any:
         return dataclasses.replace(settings, **{k: v for k, v in chosen.items() if getattr(settings, k) is None})
 
-    model = fill(model, hidden_size=hidden, layers=len(model.hidden_size) if isinstance(model.hidden_size, tuple) else 1)
-    last = model.projection_size or (model.hidden_size[-1] if isinstance(model.hidden_size, tuple) else model.hidden_size)
+    model = fill(
+        model, hidden_size=hidden, layers=len(model.hidden_size) if isinstance(model.hidden_size, tuple) else 1
+    )
+    sizes = model.hidden_size if isinstance(model.hidden_size, tuple) else (model.hidden_size,)
+    last = model.projection_size or sizes[-1]
     model = fill(
         model,
-        embedding_size=min(128, last) if characters else last,
+        embedding_size=last,
         output="adaptive" if vocabulary > 5_000 else "full",
         input_dropout=0.0 if characters else dropout,
         dropout=dropout,
         output_dropout=dropout,
     )
-    training = fill(
-        training, batch_size=batch_size, learning_rate=LEARNING_RATES[training.optimizer]
-    )
+    training = fill(training, batch_size=batch_size, learning_rate=LEARNING_RATES[training.optimizer])
     return model, training

@@ -135,7 +135,8 @@ class _Run:
 class Trainer:
     """Trains a model on batches, epoch by epoch.
 
-    The loss of a step is the mean over the tokens of the whole batch, on however many ranks it lies; every rank makes the
+    The loss of a step is the mean over the tokens of the whole batch, on however many ranks it lies; every rank makes
+    the
     same update. The random numbers of a step depend on seed, step and rank alone, the order of the batches on seed and
     epoch: a resumed run goes on exactly as it would have.
 
@@ -180,6 +181,7 @@ class Trainer:
         self.average: WeightAverage | None = None
         self.run_state = _Run()
         self.recurrent_state: Any = None
+        self.events: Any = None
         self._stop: signal.Signals | None = None
         if settings.average:
             self._start_averaging(settings.average)
@@ -200,7 +202,7 @@ class Trainer:
             Diverged: a loss or gradient is not finite; the best weights so far are kept.
         """
         run, settings = self.run_state, self.settings
-        with self._log_file() as log, self._signals():
+        with self._log_file() as log, self._events(), self._signals():
             last_save = last_evaluation = session_start = time.monotonic()
             seconds_before, window_start = run.seconds, session_start
             evaluation_cost = 0.0
@@ -262,7 +264,7 @@ class Trainer:
         batch = batch.to(self.device)
         state = self.recurrent_state
         if state is not None:
-            state = self.model.detach(state)  # truncated BPTT: gradients stop at the chunk's start
+            state = self.model.detach(state)  # type: ignore[operator]  # truncated BPTT: gradients stop at the chunk's start
         tokens = int(distributed.sum_over_ranks(torch.tensor(batch.tokens)))
         self.optimizer.zero_grad()
         with self._autocast():
@@ -283,7 +285,7 @@ class Trainer:
         """Mean loss of the validation batches in nats per token, with the averaged weights where there are any."""
         total = LossSum(torch.zeros((), dtype=torch.float64), 0)
         state = None
-        with self._averaged(), evaluating(self.model), torch.no_grad(), self._autocast():  # type: ignore[arg-type]
+        with self._averaged(), evaluating(self.model), torch.no_grad(), self._autocast():
             for batch in self.valid:
                 loss, state = self.model(batch.to(self.device), state)
                 state = state if self.carry_state else None
@@ -371,18 +373,20 @@ class Trainer:
         run = self.run_state
         run.plateau = self.plateau.state()
         run.average_count = self.average.count if self.average else 0
-        tensors = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.model.named_parameters()}
         tensors |= {f"recurrent.{i}": t for i, t in enumerate(rows)}
         if self.average:
             tensors |= {f"average.{name}": t for name, t in self.average.weights.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
+            tensors |= {
+                f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None
+            }
         path = self.directory / STATE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {"run": json.dumps(vars(run))})
 
     def resume(self) -> bool:
-        """Take up the run that :meth:`save` wrote. Returns False where there is none: the run starts from the beginning."""
+        """Take up the run that :meth:`save` wrote; False where there is none, and the run starts from the beginning."""
         assert self.directory is not None
         path = self.directory / STATE
         if not path.exists():
@@ -414,7 +418,7 @@ class Trainer:
             values = iter(parts["recurrent"][str(i)] for i in range(len(parts["recurrent"])))
             rows = next(iter(parts["recurrent"].values())).shape[-2]
             mine = distributed.own_rows(rows)
-            template = self.model.start(rows)
+            template = self.model.start(rows)  # type: ignore[operator]
             self.recurrent_state = _rebuild(template, values, lambda t: t[..., mine, :].contiguous().to(self.device))
         return True
 
@@ -438,8 +442,26 @@ class Trainer:
             log.write(json.dumps(progress.to_mapping()) + "\n")
             log.flush()
             self.run_state.log_bytes = log.tell()
+        if self.events is not None:
+            for name, value in progress.to_mapping().items():
+                self.events.add_scalar(name, value, progress.step)
         if self.watch is not None and distributed.is_writer():
             self.watch(progress)
+
+    @contextmanager
+    def _events(self) -> Iterator[None]:
+        """TensorBoard events for the length of the block, where they were asked for."""
+        if not self.settings.tensorboard or self.directory is None or not distributed.is_writer():
+            yield
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("TensorBoard events need tensorboard: pip install 'recurra[tensorboard]'") from None
+        folder = self.directory.parent / "tensorboard"
+        with SummaryWriter(folder, purge_step=self.run_state.step) as self.events:  # type: ignore[no-untyped-call]
+            yield
+        self.events = None
 
     # ---- small things ---------------------------------------------------------------------------------------------
 
@@ -489,7 +511,7 @@ def _has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16; a CPU without it emulates most products, and refuses an LSTM's."""
     match device.type:
         case "cuda":
-            return torch.cuda.is_bf16_supported()
+            return bool(torch.cuda.is_bf16_supported())
         case "cpu":
             return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         case _:

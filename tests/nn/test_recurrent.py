@@ -217,6 +217,18 @@ def test_forget_bias_is_the_sum_and_all_else_is_torchs():
         assert torch.equal(weight, wanted)
 
 
+def test_layer_norm_starts_with_gains_of_one_and_all_else_as_torchs():
+    own, peer = rnn.LSTM(INPUT, HIDDEN, 2, layer_norm=True), nn.LSTM(INPUT, HIDDEN, 2)
+    for layer in (own, peer):
+        torch.manual_seed(0)
+        layer.reset_parameters()
+    starts = {"gain": torch.ones_like, "bias_cell": torch.zeros_like}
+    for name, weight in own.named_parameters():
+        start = next((start for prefix, start in starts.items() if name.startswith(prefix)), None)
+        assert torch.equal(weight, start(weight) if start else peer.get_parameter(name))
+    assert sum(name.startswith(tuple(starts)) for name in own.state_dict()) == 8
+
+
 # Connections
 
 
@@ -360,14 +372,16 @@ def test_second_derivatives(name):
     assert gradgradcheck(run, (input, *weights), fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["rnn", "lstm both ways", "gru", "gru highway", "lstm a size a layer"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm both ways", "gru", "gru highway"])
 def test_gradients_per_sample(name):
-    layer = RECURRENT[name]().double()
+    layer = RECURRENT[name]()
     weights = dict(layer.named_parameters())
-    batch = torch.randn(BATCH, LENGTH, INPUT_SIZE).double()
+    batch = torch.randn(BATCH, LENGTH, INPUT_SIZE)
+    with torch.no_grad():
+        _, state = layer(batch[0])  # one for all samples
 
     def loss(weights, sample):
-        return functional_call(layer, weights, (sample,))[0].sin().sum()
+        return functional_call(layer, weights, (sample, state))[0].sin().sum()
 
     found = vmap(grad(loss), (None, 0))(weights, batch)
     for row, sample in enumerate(batch):

@@ -54,7 +54,9 @@ def test_loss_is_the_sum_of_surprisals_and_has_the_gradients_of_the_plain_way(ki
     loss = layer.loss(hidden, targets)
     plain = -layer.log_probs(hidden).gather(-1, targets[..., None]).sum()
     torch.testing.assert_close(loss, plain)
-    for own, reference in zip(torch.autograd.grad(3 * loss, wanted), torch.autograd.grad(3 * plain, wanted), strict=True):
+    for own, reference in zip(
+        torch.autograd.grad(3 * loss, wanted), torch.autograd.grad(3 * plain, wanted), strict=True
+    ):
         torch.testing.assert_close(own, reference, atol=1e-12, rtol=1e-10)
 
 
@@ -134,7 +136,9 @@ def test_tied_adaptive_embedding_reads_the_tables_of_the_softmax():
     torch.testing.assert_close(vectors[1, 1], layer.tails[1][9] @ layer.projections[1])
 
 
-@pytest.mark.parametrize("make", [lambda p: Embedding(20, 4, dropout=p), lambda p: AdaptiveEmbedding(layers()["adaptive"], dropout=p)])
+@pytest.mark.parametrize(
+    "make", [lambda p: Embedding(20, 4, dropout=p), lambda p: AdaptiveEmbedding(layers()["adaptive"], dropout=p)]
+)
 def test_word_dropout_drops_whole_words_everywhere_alike(make):
     tokens = torch.arange(20).repeat(3, 1)
     module = make(0.5)

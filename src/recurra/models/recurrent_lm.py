@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from recurra import nn as rnn
 from recurra.config import UserError, setting
+from recurra.models.protocol import LossSum
 from recurra.nn.dropout import LockedDropout
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
-from recurra.text.vocabulary import LINE_END
-from recurra.models.protocol import LossSum
 
 __all__ = ["RecurrentLM", "RecurrentLMSettings"]
 
@@ -33,7 +32,9 @@ class RecurrentLMSettings:
     embedding_size: int | None = setting(None, "size of a word vector", minimum=1)
     projection_size: int = setting(0, "size an LSTM's hidden state is projected to; 0 for none", minimum=0)
     nonlinearity: str = setting("tanh", "of the rnn cell", choices=("tanh", "relu", "sigmoid"))
-    gru_reset: str = setting("after", "the gru's reset gate acts before or after the product", choices=("after", "before"))
+    gru_reset: str = setting(
+        "after", "the gru's reset gate acts before or after the product", choices=("after", "before")
+    )
     forget_bias: float = setting(1.0, "where the bias of an LSTM's forget gate starts")
     connections: str = setting("plain", "between layers", choices=("plain", "residual", "dense", "highway"))
     layer_norm: bool = setting(False, "normalise each cell's sums (Ba et al. 2016)")
@@ -47,7 +48,9 @@ class RecurrentLMSettings:
     input_dropout: float | None = setting(None, "locked dropout on word vectors", minimum=0, maximum=0.99)
     dropout: float | None = setting(None, "locked dropout between layers", minimum=0, maximum=0.99)
     output_dropout: float | None = setting(None, "locked dropout before the output layer", minimum=0, maximum=0.99)
-    recurrent_dropout: float = setting(0.0, "dropout on the recurrent state, one mask a sequence", minimum=0, maximum=0.99)
+    recurrent_dropout: float = setting(
+        0.0, "dropout on the recurrent state, one mask a sequence", minimum=0, maximum=0.99
+    )
     weight_dropout: float = setting(0.0, "dropout on hidden-to-hidden weights", minimum=0, maximum=0.99)
     zoneout: float = setting(0.0, "chance that a unit keeps its value for a step", minimum=0, maximum=0.99)
     reset: str = setting("none", "where the state starts anew", choices=("none", "documents", "lines"))
@@ -62,8 +65,8 @@ class LMState(NamedTuple):
 class RecurrentLM(nn.Module):
     r"""A language model :math:`P(w_{t+1} \mid w_{1..t}) = \mathrm{softmax}(U h_t + b)`, ``h`` being the stack's output.
 
-    Follows :class:`recurra.models.protocol.LanguageModel`. Where the stack's output is not as wide as the output layer's
-    input, a linear map stands between them.
+    Follows :class:`recurra.models.protocol.LanguageModel`. Where the stack's output is not as wide as the output
+    layer's input, a linear map stands between them.
 
     Args:
         settings: with no size left to choose.
@@ -79,10 +82,12 @@ class RecurrentLM(nn.Module):
         self.vocabulary_size = len(counts)
         if settings.bidirectional:
             raise UserError(
-                "a bidirectional language model would see the word it predicts: reading backwards, it has passed that word"
-                " already; train without --bidirectional"
+                "a bidirectional language model would see the word it predicts: reading backwards, it has passed"
+                " that word already; train without --bidirectional"
             )
-        missing = [name for name in ("hidden_size", "layers", "embedding_size", "output") if getattr(settings, name) is None]
+        missing = [
+            name for name in ("hidden_size", "layers", "embedding_size", "output") if getattr(settings, name) is None
+        ]
         if missing:
             raise UserError(f"settings still to be chosen: {', '.join(missing)}")
         assert settings.embedding_size is not None
@@ -162,7 +167,7 @@ class RecurrentLM(nn.Module):
             pieces = []
             for start, end in zip(starts, [*starts[1:], len(inputs)], strict=True):
                 kept = ~resets[start, :, None]  # [batch, 1]
-                recurrent = map_state(recurrent, lambda value, kept=kept: torch.where(kept, value, 0.0))
+                recurrent = map_state(recurrent, kept.mul)
                 piece, recurrent = self.recurrent(vectors[start:end], recurrent)
                 pieces.append(piece)
             hidden = torch.cat(pieces)
@@ -199,7 +204,9 @@ def _stack(settings: RecurrentLMSettings) -> Any:
     if isinstance(hidden, tuple) and len(hidden) == 1:
         hidden = hidden[0]
     if isinstance(hidden, tuple) and len(hidden) != settings.layers:
-        raise UserError(f"hidden_size lists {len(hidden)} sizes for {settings.layers} layers; give one size, or one a layer")
+        raise UserError(
+            f"hidden_size lists {len(hidden)} sizes for {settings.layers} layers; give one size, or one a layer"
+        )
     try:
         return CELLS[settings.cell](settings.embedding_size, hidden, settings.layers, **options)
     except ValueError as error:

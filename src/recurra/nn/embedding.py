@@ -41,8 +41,8 @@ class AdaptiveEmbedding(nn.Module):
     """The tables of an :class:`~recurra.nn.softmax.AdaptiveSoftmax` read the other way (Baevski & Auli 2019).
 
     A word of the head has a vector of full width; one of a cluster has a narrow vector, widened by the transpose of the
-    cluster's projection. Rare words thereby share most of what is learnt, and there is nothing to update for words that a
-    batch does not hold but the narrow tables.
+    cluster's projection. Rare words thereby share most of what is learnt, and there is nothing to update for words
+    that a batch does not hold but the narrow tables.
 
     Args:
         softmax: the output layer whose tables are shared; its parameters belong to it, not to this module.

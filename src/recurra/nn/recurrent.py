@@ -428,9 +428,9 @@ def implementation(
     oneDNN has none, of which torch warns, and what it does instead is at best 1.4 times as fast as the readable steps.
 
     Nor where torch has no such layer: with the logistic nonlinearity, a GRU that resets before the product, layer
-    normalisation, zoneout or recurrent dropout, or to show the gates (``trace``). Nor under ``torch.func``, where its
-    GRU and RNN fail on a CPU. cuDNN's layers cannot be differentiated twice, which cannot be known beforehand: ask for
-    ``'readable'`` there.
+    normalisation, zoneout or recurrent dropout, or to show the gates (``trace``). Nor under ``torch.func``: there its
+    GRU and RNN cannot write a batch of states into one, and its LSTM loops over the batch. cuDNN's layers cannot be
+    differentiated twice, which cannot be known beforehand: ask for ``'readable'`` there.
 
     Raises:
         ValueError: the stack was built with ``implementation='torch'``, but torch has not what is asked for.

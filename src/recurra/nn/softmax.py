@@ -5,7 +5,8 @@ Every output layer answers the same two questions, and nobody else asks what kin
 - ``loss(hidden, targets)``: the training loss, summed over the tokens, in nats;
 - ``log_probs(hidden, targets=None)``: exact natural-log probabilities, of all words or of the targets alone.
 
-Shapes: ``hidden [..., features]``, ``targets [...]``; ``log_probs`` is ``[..., vocabulary]``, or ``[...]`` with targets.
+Shapes: ``hidden [..., features]``, ``targets [...]``; ``log_probs`` is ``[..., vocabulary]``, or ``[...]`` with
+targets.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from recurra.config import UserError
 
 __all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "cutoffs_by_coverage"]
 
-# Scores held at a time. 2**21 float32 scores are 8 MiB: they stay in the last-level cache between the product that makes
-# them and the two that use them, and peak memory no longer grows with time x batch x vocabulary.
+# Scores held at a time. 2**21 float32 scores are 8 MiB: they stay in the last-level cache between the product that
+# makes them and the two that use them, and peak memory no longer grows with time x batch x vocabulary.
 SCORES_PER_CHUNK = 2**21
 
 
@@ -39,7 +40,8 @@ class OutputLayer(Protocol):
 class _SummedCrossEntropy(torch.autograd.Function):
     """Sum of ``-log softmax(hidden @ weight.T + bias)[target]`` over rows, a chunk of rows at a time.
 
-    The gradient with respect to the scores is ``softmax - one_hot``, so the gradients of all three inputs are made in the
+    The gradient with respect to the scores is ``softmax - one_hot``, so the gradients of all three inputs are made in
+    the
     forward pass while the scores of a chunk are at hand, and only scaled in the backward pass: the same three matrix
     products as the plain way, without ever holding all the scores.
     """
@@ -108,7 +110,7 @@ def _target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
 
 
 def unigram_log_probs(counts: Sequence[int]) -> Tensor:
-    """Add-one smoothed log-probabilities of the words by their counts: the best output bias before anything is learnt."""
+    """Add-one smoothed log-probabilities of the words by their counts: the best bias before anything is learnt."""
     smoothed = torch.tensor(counts, dtype=torch.float64) + 1
     return smoothed.log() - smoothed.sum().log()
 
@@ -124,7 +126,9 @@ class FullSoftmax(nn.Module):
 
     def __init__(self, features: int, counts: Sequence[int], *, weight: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.weight = weight if weight is not None else nn.Parameter(torch.randn(len(counts), features) * features**-0.5)
+        self.weight = (
+            weight if weight is not None else nn.Parameter(torch.randn(len(counts), features) * features**-0.5)
+        )
         self.bias = nn.Parameter(unigram_log_probs(counts).to(self.weight.dtype))
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -142,7 +146,8 @@ class FullSoftmax(nn.Module):
 class AdaptiveSoftmax(nn.Module):
     r"""Adaptive softmax (Grave et al. 2017): frequent words in the head, rare ones in clusters of smaller width.
 
-    Ids are in falling order of frequency. Words ``[0, cutoffs[0])`` stand in the head beside one entry a cluster; cluster
+    Ids are in falling order of frequency. Words ``[0, cutoffs[0])`` stand in the head beside one entry a cluster;
+    cluster
     *k* holds words ``[cutoffs[k], cutoffs[k+1])`` and sees the hidden vector through a projection to ``widths[k]``:
 
     .. math:: \log P(w) = \log P_{head}(k) + \log \mathrm{softmax}(E_k A_k h + b_k)_w
@@ -150,7 +155,8 @@ class AdaptiveSoftmax(nn.Module):
     Args:
         features: size of the hidden vectors.
         counts: counts of the words in training, by id; biases start at the log-probabilities they give.
-        cutoffs: first word of each cluster, rising; ``None`` chooses them from the counts (:func:`cutoffs_by_coverage`).
+        cutoffs: first word of each cluster, rising; ``None`` chooses them from the counts
+        (:func:`cutoffs_by_coverage`).
         shrink: each cluster's width is that of the one before divided by this (4 in the paper).
 
     The tables ``head``, ``tails`` and ``projections`` can serve as the embedding too
@@ -164,8 +170,8 @@ class AdaptiveSoftmax(nn.Module):
         cutoffs = list(cutoffs_by_coverage(counts) if cutoffs is None else cutoffs)
         if sorted(set(cutoffs)) != cutoffs or not all(0 < c < len(counts) for c in cutoffs):
             raise UserError(
-                f"cutoffs must rise strictly and lie between 1 and {len(counts) - 1} (the vocabulary has {len(counts)} words),"
-                f" got {cutoffs}"
+                f"cutoffs must rise strictly and lie between 1 and {len(counts) - 1} (the vocabulary has {len(counts)}"
+                f" words), got {cutoffs}"
             )
         self.bounds = [*cutoffs, len(counts)]
         widths = cluster_widths(features, len(cutoffs), shrink)

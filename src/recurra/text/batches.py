@@ -102,11 +102,6 @@ class TokenStream:
             vocabulary=vocabulary,
         )
 
-    def head(self, tokens: int) -> TokenStream:
-        """Return the stream of the first tokens; how many words and characters they are is not known."""
-        documents = int(np.searchsorted(self.document_starts, tokens))
-        return self.from_tokens(self.tokens[:tokens], self.document_starts[:documents], vocabulary=self.vocabulary)
-
     @classmethod
     def open(cls, path: str | Path) -> TokenStream:
         """Map a file that :func:`write_tokens` wrote into memory: nothing of it is read before it is used.

@@ -89,7 +89,7 @@ def open_source(source: str, encoding: str, errors: str) -> list[Document]:
     """
     _check_encoding(encoding)
     if source == "-":
-        return [_nonempty(_file(_spooled_input(), encoding, errors, name="standard input"))]
+        return [_nonempty(file_document(_spooled_input(), encoding, errors, name="standard input"))]
     if os.path.lexists(source):
         paths = [Path(source)]
     elif glob.has_magic(source):
@@ -99,20 +99,16 @@ def open_source(source: str, encoding: str, errors: str) -> list[Document]:
     else:
         raise FileNotFoundError(source)
     if len(paths) == 1 and not paths[0].is_dir():
-        return [_nonempty(_file(paths[0], encoding, errors))]
-    found = [_file(file, encoding, errors) for path in paths for file in _files(path)]
+        return [_nonempty(file_document(paths[0], encoding, errors))]
+    found = [file_document(file, encoding, errors) for path in paths for file in _files(path)]
     documents = [document for document in found if _has_lines(document)]
     if not documents:
         raise UserError(f"{source}: no text in any file there")
     return documents
 
 
-def file_document(path: Path, encoding: str = "utf-8", errors: str = "strict") -> Document:
+def file_document(path: Path, encoding: str = "utf-8", errors: str = "strict", name: str | None = None) -> Document:
     """Return the document that is the whole of one file, which is not opened yet."""
-    return _file(path, encoding, errors)
-
-
-def _file(path: Path, encoding: str, errors: str, name: str | None = None) -> Document:
     name = name or str(path)
     return Document(name, functools.partial(_lines_of_file, path, name, encoding, errors))
 
