@@ -154,7 +154,7 @@ def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, An
     lm.save_settings(directory)
     parameters = sum(p.numel() for p in lm.model.parameters())
     say(
-        f"{len(train):,} {tokenizer.kind} tokens to train on, vocabulary {len(tokenizer.vocabulary):,}; "
+        f"{len(train):,} tokens ({tokenizer.kind}) to train on, vocabulary {len(tokenizer.vocabulary):,}; "
         f"{model.layers} x {model.hidden_size} {model.cell}, {parameters:,} parameters"
     )
 
@@ -249,16 +249,15 @@ def _batches(
 
 
 def _validation(stream: TokenStream | None, model: RecurrentLMSettings, training: TrainingSettings) -> Sequence[Batch]:
-    """Batches of the beginning of the validation text, for the estimates made during training."""
+    """Batches for the estimates made during training: beginnings of rows that start all over the validation text."""
     ranks = distributed.world_size()
     if stream is None or len(stream) < ranks:
         return ()
-    tokens = stream.tokens[: training.evaluate_tokens]
-    starts = stream.document_starts
-    part = TokenStream.from_tokens(tokens, starts[starts < len(tokens)])
-    rows = max(1, min(ROWS_OF_VALIDATION, len(part)) // ranks) * ranks
-    shape: dict[str, Any] = {"batch_size": rows, "chunk_length": min(100, len(part) // rows)}
-    return _batches(part, model, dataclasses.replace(training, **shape), 0)
+    rows = max(1, min(ROWS_OF_VALIDATION, len(stream)) // ranks) * ranks
+    shape: dict[str, Any] = {"batch_size": rows, "chunk_length": min(100, len(stream) // rows)}
+    batches = _batches(stream, model, dataclasses.replace(training, **shape), 0)
+    share = min(1.0, training.evaluate_tokens / len(stream))
+    return batches[: max(1, round(share * len(batches)))]
 
 
 def settle(
@@ -290,11 +289,11 @@ def settle(
     model = fill(
         model, hidden_size=hidden, layers=len(model.hidden_size) if isinstance(model.hidden_size, tuple) else 1
     )
-    sizes = model.hidden_size if isinstance(model.hidden_size, tuple) else (model.hidden_size,)
-    last = model.projection_size or sizes[-1]
+    assert model.hidden_size is not None
+    last = model.projection_size or (model.hidden_size if isinstance(model.hidden_size, int) else model.hidden_size[-1])
     model = fill(
         model,
-        embedding_size=last,
+        embedding_size=min(128, last) if characters else last,
         output="adaptive" if vocabulary > 5_000 else "full",
         input_dropout=0.0 if characters else dropout,
         dropout=dropout,

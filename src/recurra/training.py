@@ -459,7 +459,7 @@ class Trainer:
         except ImportError:
             raise UserError("TensorBoard events need tensorboard: pip install 'recurra[tensorboard]'") from None
         folder = self.directory.parent / "tensorboard"
-        with SummaryWriter(folder, purge_step=self.run_state.step) as self.events:  # type: ignore[no-untyped-call]
+        with SummaryWriter(folder, purge_step=self.run_state.step) as self.events:
             yield
         self.events = None
 
