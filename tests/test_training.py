@@ -231,6 +231,19 @@ def test_resuming_with_another_setting_is_refused(text, tmp_path):
         recurra.train_lm(directory=tmp_path / "m", resume=True, hidden_size=17)
 
 
+def test_resuming_with_another_corpus_is_refused(text, tmp_path):
+    recurra.train_lm(text, tmp_path / "m", **SMALL)
+    with pytest.raises(UserError, match="reads what it read before"):
+        recurra.train_lm("python-docs", tmp_path / "m", resume=True)
+    recurra.train_lm(text, tmp_path / "m", resume=True)
+
+
+def test_the_last_step_is_validated_once(text, tmp_path):
+    recurra.train_lm(text, tmp_path / "m", **SMALL)
+    steps = [line["step"] for line in log(tmp_path / "m") if "valid" in line]
+    assert len(steps) == len(set(steps)) == SMALL["epochs"]
+
+
 def test_sigterm_stops_in_order(text, tmp_path):
     process = subprocess.Popen(
         command(text, "-o", tmp_path / "m", *flags({**SMALL, "epochs": 100_000, "log_every": 1})),

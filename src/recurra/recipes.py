@@ -103,7 +103,7 @@ def train_lm(
         if distributed.is_writer():
             prepare_directory(directory, overwrite=overwrite, resume=resume)
             if resume:
-                _update_limits(directory, {**_given(config), **settings})
+                _update_limits(directory, sources, {**_given(config), **settings})
             else:
                 _prepare_lm(sources, directory, chosen, say)
         distributed.barrier()
@@ -159,9 +159,12 @@ def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, An
     )
 
 
-def _update_limits(directory: Path, given: Mapping[str, Any]) -> None:
+def _update_limits(directory: Path, sources: Sequence[str | Path], given: Mapping[str, Any]) -> None:
     """Take over the limits given for a resumed run; anything else must be as it was."""
     content = read_settings(directory, KIND)
+    named, before = [str(source) for source in sources], content["corpus"]["sources"]
+    if named and named != before:
+        raise UserError(f"a run that is resumed reads what it read before: {', '.join(before)}; name no other corpus")
     for name, value in given.items():
         section = next(
             (s for s in ("training", "model", "corpus", "tokenizer_settings") if name in content[s]), "training"

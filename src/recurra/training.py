@@ -121,6 +121,7 @@ class _Run:
     seconds: float = 0.0
     best: float = math.inf
     since_best: int = 0
+    validated_step: int = -1
     saved_best: bool = False
     averaging: bool = False
     average_count: int = 0
@@ -168,7 +169,8 @@ class Trainer:
         self.device = next(model.parameters()).device
         if settings.precision == "bfloat16" and not _has_bfloat16(self.device):
             raise UserError(f"this {self.device.type} has no bfloat16 products; leave --precision at auto or float32")
-        self.learning_rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
+        default_rate = LEARNING_RATES[settings.optimizer]
+        self.learning_rate = default_rate if settings.learning_rate is None else settings.learning_rate
         self.optimizer = build_optimizer(
             settings.optimizer,
             model.parameters(),
@@ -193,7 +195,8 @@ class Trainer:
     def run(self) -> signal.Signals | None:
         """Train until a limit is reached or a signal comes.
 
-        Ends with the best weights found in the model (the averaged ones where there is an average).
+        The best weights are those that ``keep`` wrote last, averaged where there is an average; the model itself is
+        left with the weights of the last step.
 
         Returns:
             The signal that stopped it, if one did: the run can then be resumed.
@@ -329,6 +332,7 @@ class Trainer:
         if settings.optimizer == "asgd" and self.average is None and earlier and loss > min(earlier):
             self._start_averaging(1.0)
         run.validations.append(loss)
+        run.validated_step = run.step
 
     def _start_averaging(self, decay: float) -> None:
         self.average = WeightAverage(self.model, decay)
@@ -343,7 +347,7 @@ class Trainer:
     def _end(self, log: IO[str] | None) -> None:
         """Validate once more where the run is over, keep what must be kept, save."""
         run = self.run_state
-        if run.finished and self.valid:
+        if run.finished and self.valid and run.validated_step != run.step:
             loss = self.evaluate()
             rate = self.optimizer.param_groups[0]["lr"]
             mean = run.window_nats / run.window_tokens if run.window_tokens else loss
