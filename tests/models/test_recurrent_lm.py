@@ -10,6 +10,7 @@ import torch
 from recurra.config import UserError
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.text.batches import Batch
+from recurra.text.vocabulary import LINE_END
 
 COUNTS = [3, 40, 50, 40, 30, 20, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
 PLAIN = RecurrentLMSettings(
@@ -84,6 +85,17 @@ def test_lengths_leave_out_what_lies_beyond(lm):
     scored, _ = lm.score(inputs, targets, lm.start(3))
     torch.testing.assert_close(found.nats, -sum(scored[:n, row].sum() for row, n in enumerate(lengths.tolist())))
     assert found.tokens == 11
+
+
+def test_a_model_of_lines_forgets_at_a_line_end():
+    torch.manual_seed(0)
+    lm = RecurrentLM(dataclasses.replace(PLAIN, reset="lines"), COUNTS).double().eval()
+    inputs, targets = text(5, 2)
+    _, state = lm.score(inputs, targets, lm.start(2))
+    found, _ = lm.step(torch.tensor([LINE_END, 5]), state)
+    fresh, _ = lm.step(torch.tensor([LINE_END, 5]), lm.start(2))
+    torch.testing.assert_close(found[0], fresh[0])
+    assert (found[1] - fresh[1]).abs().max() > 1e-6
 
 
 def test_select_reorders_rows(lm):

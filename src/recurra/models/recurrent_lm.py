@@ -16,6 +16,7 @@ from recurra.nn.dropout import LockedDropout
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
+from recurra.text.vocabulary import LINE_END
 
 __all__ = ["RecurrentLM", "RecurrentLMSettings"]
 
@@ -137,7 +138,13 @@ class RecurrentLM(nn.Module):
         return LMState(self.recurrent.initial_state(batch_size))
 
     def step(self, tokens: Tensor, state: LMState) -> tuple[Tensor, LMState]:
-        """Read ``tokens [batch]``; log-probabilities ``[batch, vocabulary]`` of what follows."""
+        """Read ``tokens [batch]``; log-probabilities ``[batch, vocabulary]`` of what follows.
+
+        A model whose lines are independent (``reset`` is ``lines``) forgets what was before a line end when it reads
+        one, as it did in training: so it writes line after line. :meth:`score` leaves resets to its caller.
+        """
+        if self.settings.reset == "lines":
+            state = LMState(map_state(state.recurrent, (tokens != LINE_END)[:, None].mul))
         hidden, state = self._read(tokens[None], state)
         return self.output.log_probs(hidden[0]), state
 
