@@ -119,8 +119,8 @@ class WeightAverage:
     """A running average of a model's weights.
 
     With ``decay`` < 1 it is exponential; the first steps weigh alike, so that it needs no correction for its start.
-    With
-    ``decay`` = 1 it is the plain mean of all weights since it began (Polyak & Juditsky 1992), as averaged SGD has it.
+    With ``decay`` = 1 it is the plain mean of all weights since it began (Polyak & Juditsky 1992), as averaged SGD has
+    it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -137,9 +137,8 @@ class Trainer:
     """Trains a model on batches, epoch by epoch.
 
     The loss of a step is the mean over the tokens of the whole batch, on however many ranks it lies; every rank makes
-    the
-    same update. The random numbers of a step depend on seed, step and rank alone, the order of the batches on seed and
-    epoch: a resumed run goes on exactly as it would have.
+    the same update. The random numbers of a step depend on seed, step and rank alone, the order of the batches on seed
+    and epoch: a resumed run goes on exactly as it would have.
 
     Args:
         model: ``model(batch, state) -> (LossSum, state)`` is its training loss; ``model.detach(state)`` cuts the graph.

@@ -26,6 +26,10 @@ __all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "c
 # makes them and the two that use them, and peak memory no longer grows with time x batch x vocabulary.
 SCORES_PER_CHUNK = 2**21
 
+# oneDNN compiles a kernel for every new number of rows, and a cluster rarely has as many twice: so they are padded.
+ROWS_MULTIPLE = 16
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
 
 class OutputLayer(Protocol):
     """What a language model asks of its output layer."""
@@ -41,9 +45,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Sum of ``-log softmax(hidden @ weight.T + bias)[target]`` over rows, a chunk of rows at a time.
 
     The gradient with respect to the scores is ``softmax - one_hot``, so the gradients of all three inputs are made in
-    the
-    forward pass while the scores of a chunk are at hand, and only scaled in the backward pass: the same three matrix
-    products as the plain way, without ever holding all the scores.
+    the forward pass while the scores of a chunk are at hand, and only scaled in the backward pass: the same three
+    matrix products as the plain way, without ever holding all the scores.
     """
 
     @staticmethod
@@ -55,7 +58,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows in _chunks(len(hidden), len(weight)):
             h, y = hidden[rows], targets[rows, None]
-            scores = torch.addmm(bias, h, weight.t())  # [rows, vocabulary]
+            padded = _linear(nn.functional.pad(h, (0, 0, 0, -len(h) % ROWS_MULTIPLE)), weight, bias)
+            scores = padded[: len(h)]  # [rows, vocabulary]
             highest = scores.amax(1, keepdim=True)
             of_targets = scores.gather(1, y) - highest
             delta = scores.sub_(highest).exp_()  # in place, and one exponential a score: on a CPU it is what costs
@@ -66,7 +70,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             delta /= total
             delta.scatter_add_(1, y, -torch.ones_like(y, dtype=delta.dtype))
             if grad_hidden is not None:
-                torch.mm(delta, weight, out=grad_hidden[rows])
+                grad_hidden[rows] = _linear(padded, weight.t())[: len(h)]
             if grad_weight is not None:
                 grad_weight.addmm_(delta.t(), h)
             if grad_bias is not None:
@@ -86,8 +90,19 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return (*(g * grad.to(g.dtype) if needed else None for g, needed in wanted), None)
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias``; on a CPU by oneDNN, faster at long, thin matrices than torch's BLAS.
+
+    ``benchmarks/products.py`` says by how much.
+    """
+    if _HAS_ONEDNN and input.device.type == "cpu" and input.dtype == torch.float32:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+        return product
+    return nn.functional.linear(input, weight, bias)
+
+
 def _chunks(rows: int, classes: int) -> Iterator[slice]:
-    step = max(1, SCORES_PER_CHUNK // classes)
+    step = max(ROWS_MULTIPLE, SCORES_PER_CHUNK // classes // ROWS_MULTIPLE * ROWS_MULTIPLE)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
@@ -147,8 +162,7 @@ class AdaptiveSoftmax(nn.Module):
     r"""Adaptive softmax (Grave et al. 2017): frequent words in the head, rare ones in clusters of smaller width.
 
     Ids are in falling order of frequency. Words ``[0, cutoffs[0])`` stand in the head beside one entry a cluster;
-    cluster
-    *k* holds words ``[cutoffs[k], cutoffs[k+1])`` and sees the hidden vector through a projection to ``widths[k]``:
+    cluster *k* holds words ``[cutoffs[k], cutoffs[k+1])`` and sees the hidden vector through a projection to ``widths[k]``:
 
     .. math:: \log P(w) = \log P_{head}(k) + \log \mathrm{softmax}(E_k A_k h + b_k)_w
 
@@ -156,7 +170,7 @@ class AdaptiveSoftmax(nn.Module):
         features: size of the hidden vectors.
         counts: counts of the words in training, by id; biases start at the log-probabilities they give.
         cutoffs: first word of each cluster, rising; ``None`` chooses them from the counts
-        (:func:`cutoffs_by_coverage`).
+            (:func:`cutoffs_by_coverage`).
         shrink: each cluster's width is that of the one before divided by this (4 in the paper).
 
     The tables ``head``, ``tails`` and ``projections`` can serve as the embedding too
