@@ -1,0 +1,47 @@
+"""The matrix products of an output layer: torch's BLAS against oneDNN, in GFLOP/s.
+
+    python benchmarks/products.py
+
+Rows are tokens, columns words; the three products are those of forward, of the hidden vectors' gradient, and of the
+table's gradient. `recurra.nn.softmax` takes the first two from oneDNN and the third from BLAS.
+"""
+
+from __future__ import annotations
+
+import torch
+from side_by_side import machine, medians
+
+# The head and the clusters of an adaptive softmax on WikiText-2, a batch of 40 x 35 tokens; and a chunk of a full one.
+SHAPES = {"head": (1392, 1783, 256), "cluster 1": (240, 8278, 128), "cluster 2": (112, 23219, 64), "full": (48, 33278, 256)}
+
+
+def main() -> None:
+    print(machine())
+    onednn = torch.ops.mkldnn._linear_pointwise
+    print(f"{'':10} {'product':10} {'BLAS':>6} {'oneDNN':>6} {'ratio':>6}")
+    for name, (rows, words, features) in SHAPES.items():
+        hidden, weight = torch.randn(rows, features), torch.randn(words, features)
+        bias, delta = torch.randn(words), torch.randn(rows, words)
+        products = {
+            "forward": (
+                lambda h=hidden, w=weight, b=bias: torch.addmm(b, h, w.t()),
+                lambda h=hidden, w=weight, b=bias: onednn(h, w, b, "none", [], ""),
+            ),
+            "hidden": (
+                lambda d=delta, w=weight: torch.mm(d, w),
+                lambda d=delta, w=weight: onednn(d, w.t(), None, "none", [], ""),
+            ),
+            "table": (
+                lambda d=delta, h=hidden: torch.mm(d.t(), h),
+                lambda d=delta, h=hidden: onednn(d.t(), h.t(), None, "none", [], ""),
+            ),
+        }
+        for product, (blas, other) in products.items():
+            seconds = medians({"BLAS": blas, "oneDNN": other})
+            speed = {way: 2 * rows * words * features / value / 1e9 for way, value in seconds.items()}
+            ratio = seconds["BLAS"] / seconds["oneDNN"]
+            print(f"{name:10} {product:10} {speed['BLAS']:6.0f} {speed['oneDNN']:6.0f} {ratio:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
