@@ -12,7 +12,12 @@ import torch
 from side_by_side import machine, medians
 
 # The head and the clusters of an adaptive softmax on WikiText-2, a batch of 40 x 35 tokens; and a chunk of a full one.
-SHAPES = {"head": (1392, 1783, 256), "cluster 1": (240, 8278, 128), "cluster 2": (112, 23219, 64), "full": (48, 33278, 256)}
+SHAPES = {
+    "head": (1392, 1783, 256),
+    "cluster 1": (240, 8278, 128),
+    "cluster 2": (112, 23219, 64),
+    "full": (48, 33278, 256),
+}
 
 
 def main() -> None:

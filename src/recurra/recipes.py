@@ -280,9 +280,13 @@ def settle(
     passes = min(training.epochs or math.inf, minutes * 60 * (20_000 if characters else 12_000) / tokens, 50.0)
     read = passes * tokens
     if characters:
-        hidden, batch_size, dropout = (512 if read > 4e6 else 256), 32, min(0.4, 0.02 * passes)
+        hidden, batch_size, dropout, rate = (512 if read > 3e6 else 256), 32, min(0.4, 0.02 * passes), 6e-3
+    elif read > 12e6:
+        hidden, batch_size, dropout, rate = 512, 64, min(0.5, 0.04 * passes), 8e-3
     else:
-        hidden, batch_size, dropout = (400 if read > 15e6 else 256), 40, min(0.5, 0.05 + 0.035 * passes)
+        hidden, batch_size, dropout, rate = (384 if read > 5e6 else 256), 40, min(0.5, 0.04 * passes), 8e-3
+    if training.optimizer not in ("adam", "adamw"):
+        rate = LEARNING_RATES[training.optimizer]
     batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
     batch_size = max(1, batch_size // distributed.world_size()) * distributed.world_size()
 
@@ -296,11 +300,11 @@ def settle(
     last = model.projection_size or (model.hidden_size if isinstance(model.hidden_size, int) else model.hidden_size[-1])
     model = fill(
         model,
-        embedding_size=min(128, last) if characters else last,
+        embedding_size=min(128 if characters else 256, last),
         output="adaptive" if vocabulary > 5_000 else "full",
         input_dropout=0.0 if characters else dropout,
         dropout=dropout,
         output_dropout=dropout,
     )
-    training = fill(training, batch_size=batch_size, learning_rate=LEARNING_RATES[training.optimizer])
+    training = fill(training, batch_size=batch_size, learning_rate=rate)
     return model, training

@@ -43,7 +43,7 @@ class RecurrentLMSettings:
     output_norm: bool = setting(True, "normalise the vector that the output layer sees (Ba et al. 2016)")
     output: str | None = setting(None, "output layer", choices=("full", "adaptive"))
     cutoffs: tuple[int, ...] | None = setting(None, "first word of each cluster of the adaptive softmax", minimum=1)
-    shrink: float = setting(4.0, "how many times narrower each cluster is than the one before", minimum=1)
+    shrink: float = setting(2.0, "how many times narrower each cluster is than the one before", minimum=1)
     tied: bool = setting(True, "share the embedding's weights with the output layer")
     word_dropout: float = setting(0.0, "chance that a word's vector is dropped", minimum=0, maximum=0.99)
     input_dropout: float | None = setting(None, "locked dropout on word vectors", minimum=0, maximum=0.99)
