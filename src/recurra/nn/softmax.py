@@ -162,7 +162,8 @@ class AdaptiveSoftmax(nn.Module):
     r"""Adaptive softmax (Grave et al. 2017): frequent words in the head, rare ones in clusters of smaller width.
 
     Ids are in falling order of frequency. Words ``[0, cutoffs[0])`` stand in the head beside one entry a cluster;
-    cluster *k* holds words ``[cutoffs[k], cutoffs[k+1])`` and sees the hidden vector through a projection to ``widths[k]``:
+    cluster *k* holds words ``[cutoffs[k], cutoffs[k+1])`` and sees the hidden vector through a projection to
+    ``widths[k]``:
 
     .. math:: \log P(w) = \log P_{head}(k) + \log \mathrm{softmax}(E_k A_k h + b_k)_w
 
