@@ -142,13 +142,13 @@ def test_tensorboard_events_hold_the_log(text, tmp_path):
 
 
 def test_early_stopping_ends_a_run(text, tmp_path):
-    recurra.train_lm(text, tmp_path / "m", **{**SMALL, "epochs": 200}, early_stopping=2, learning_rate=0.03)
+    recurra.train_lm(text, tmp_path / "m", **{**SMALL, "epochs": 200, "learning_rate": 0.03}, early_stopping=2)
     assert log(tmp_path / "m")[-1]["epoch"] < 100
 
 
 def test_the_best_weights_are_kept_not_the_last(text, tmp_path):
     outcome = recurra.train_lm(
-        text, tmp_path / "m", **{**SMALL, "epochs": 6}, schedule="constant", learning_rate=0.2, optimizer="adam"
+        text, tmp_path / "m", **{**SMALL, "epochs": 6, "learning_rate": 0.2}, schedule="constant", optimizer="adam"
     )
     valid = [line["valid"] for line in log(tmp_path / "m") if "valid" in line]
     assert outcome.evaluations["valid"].nats_per_token < max(valid)
