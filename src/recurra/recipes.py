@@ -281,7 +281,7 @@ def settle(
     passes = min(training.epochs or math.inf, minutes * 60 * speed / tokens, 50.0)
     read = passes * tokens
     if characters:
-        hidden, batch_size, dropout, rate = (512 if read > 3e6 else 256), 32, min(0.4, 0.02 * passes), 6e-3
+        hidden, batch_size, dropout, rate = (512 if read > 3e6 else 256), 32, min(0.4, 0.06 * passes), 6e-3
     elif read > 12e6:
         hidden, batch_size, dropout, rate = 512, 64, min(0.5, 0.04 * passes), 8e-3
     else:
