@@ -74,6 +74,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        torch.distributed.barrier()  # nobody leaves while another is still sending
     finally:
         torch.distributed.destroy_process_group()
 
