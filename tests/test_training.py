@@ -61,9 +61,9 @@ def log(directory):
 
 def test_learns_what_there_is_to_learn(text, tmp_path):
     outcome = recurra.train_lm(text, tmp_path / "m", **{**SMALL, "epochs": 12})
-    # Nine tokens a line, of which two have three equally likely outcomes: 2 ln 3 / 9 nats a token, and no less.
-    floor = 2 * math.log(3) / 8
-    assert floor * 0.9 < outcome.evaluations["test"].nats_per_token < floor * 1.35
+    # Seven tokens a line, of which two have three equally likely outcomes: 2 ln 3 / 7 nats a token, and hardly less.
+    floor = 2 * math.log(3) / 7
+    assert floor * 0.97 < outcome.evaluations["test"].nats_per_token < floor * 1.2
     results = json.loads((tmp_path / "m" / "results.json").read_text())
     assert results["test"]["perplexity"] == outcome.evaluations["test"].perplexity
     assert results["test"] == {
@@ -121,6 +121,7 @@ def test_asgd_averages_once_triggered_and_resumes(text, tmp_path):
         "optimizer": "asgd",
         "learning_rate": 20.0,
         "schedule": "constant",
+        "warmup": 0.0,
         "asgd_trigger": 1,
         "epochs": 8,
     }
@@ -128,6 +129,10 @@ def test_asgd_averages_once_triggered_and_resumes(text, tmp_path):
     state, metadata = read_tensors(tmp_path / "whole" / "training" / "state.safetensors")
     assert json.loads(metadata["run"])["averaging"]
     assert any(name.startswith("average.") for name in state)
+    recurra.train_lm(text, tmp_path / "parts", **{**options, "epochs": 6})
+    recurra.train_lm(directory=tmp_path / "parts", resume=True, epochs=8)
+    again, _ = read_tensors(tmp_path / "parts" / "training" / "state.safetensors")
+    assert all(torch.equal(state[name], again[name]) for name in state)
 
 
 def test_tensorboard_events_hold_the_log(text, tmp_path):
@@ -151,8 +156,8 @@ def test_the_best_weights_are_kept_not_the_last(text, tmp_path):
         text, tmp_path / "m", **{**SMALL, "epochs": 6, "learning_rate": 0.2}, schedule="constant", optimizer="adam"
     )
     valid = [line["valid"] for line in log(tmp_path / "m") if "valid" in line]
-    assert outcome.evaluations["valid"].nats_per_token < max(valid)
-    assert outcome.evaluations["valid"].nats_per_token == pytest.approx(min(valid), abs=0.1)
+    kept = outcome.evaluations["valid"].nats_per_token
+    assert abs(kept - min(valid)) < abs(kept - valid[-1])
 
 
 # ---- resuming -----------------------------------------------------------------------------------------------------
@@ -282,6 +287,21 @@ def test_two_ranks_train_the_model_of_one(reset, text, tmp_path):
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-6)
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert results["test"]["perplexity"] == pytest.approx(one.evaluations["test"].perplexity, rel=1e-6)
+
+
+def test_processes_that_cannot_share_the_rows_say_so_in_one_line(text, tmp_path):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recurra"),
+            *command(text, "-o", tmp_path / "two", *flags({**SMALL, "batch_size": 5}))[3:],
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+    )
+    assert result.returncode
+    assert result.stderr.count("batch_size 5 cannot be shared out among 2 processes") == 1
+    assert "RuntimeError" not in result.stderr
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ __all__ = [
 FORMAT = 1  # of the directory; a reader refuses one it does not know
 SETTINGS = "settings.json"
 WEIGHTS = "weights.safetensors"
+RUN = ("log.jsonl", "results.json", "training")  # what a training run leaves beside them
 
 
 class CheckpointError(UserError):
@@ -51,14 +52,22 @@ def prepare_directory(directory: Path, *, overwrite: bool, resume: bool) -> None
     """Make ``directory`` ready to take a model, or say why it is not.
 
     Raises:
-        UserError: it is a file, cannot be written to, or holds a model already and neither ``overwrite`` nor ``resume``
-            was given.
+        UserError: it is a file, cannot be written to, holds a model already and neither ``overwrite`` nor ``resume``
+            was given, or holds something that is no model under a name that a model's files have.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: expected a folder for the model, found a file; choose another with -o")
     if (directory / SETTINGS).exists() and not (overwrite or resume):
         raise UserError(
             f"{directory}: already holds a model; give --overwrite to replace it or --resume to go on training"
+        )
+    if (directory / SETTINGS).exists() and not resume:
+        read_settings(directory)  # only a model is ever replaced
+    strange = [name for name in (WEIGHTS, *RUN) if (directory / name).exists()]
+    if strange and not (directory / SETTINGS).exists():
+        raise UserError(
+            f"{directory}: has {', '.join(strange)} but no {SETTINGS}, so it is not a model's folder and nothing there"
+            " is replaced; choose another with -o"
         )
     if resume and not (directory / SETTINGS).exists():
         raise UserError(f"{directory}: nothing to resume; train there without --resume first")

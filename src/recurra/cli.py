@@ -178,10 +178,9 @@ class _Reporter:
         import math
 
         left = progress.seconds * (1 / progress.fraction - 1) if progress.fraction else math.inf
-        text = (
-            f"step {progress.step:,}  epoch {progress.epoch}  loss {progress.loss:.3f}  "
-            f"{progress.tokens_per_second:,.0f} tokens/s"
-        )
+        text = f"step {progress.step:,}  epoch {progress.epoch}"
+        if progress.loss is not None:
+            text += f"  loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} tokens/s"
         if progress.valid is not None:
             self.say(f"{text}  validation perplexity {math.exp(min(progress.valid, 50)):.2f} (estimate)")
         if sys.stderr.isatty():
@@ -326,11 +325,10 @@ def _generate(arguments: argparse.Namespace) -> int:
         return 0
     several = settings.count > 1
     waiting: dict[int, list[str]] = {}
-    current = 0
     print(arguments.prompt, end="", flush=True)
     for piece in lm.stream(arguments.prompt, **flags):
         # One text streams to the terminal; those that grow beside it wait their turn.
-        if piece.row == current:
+        if piece.row == 0:
             print(piece.text, end="", flush=True)
         else:
             waiting.setdefault(piece.row, []).append(piece.text)
@@ -445,8 +443,11 @@ def _swatches(arguments: argparse.Namespace) -> int:
     from recurra.plotting import swatches
 
     source = sys.stdin if arguments.file == "-" else open(arguments.file, encoding="utf-8")  # noqa: SIM115 - closed below
-    with source:
-        lines = [line.rstrip("\n") for line in source if line.strip("-\n ")]
+    try:
+        with source:
+            lines = [line.rstrip("\n") for line in source if line.strip("-\n ")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{arguments.file}: not UTF-8 at byte {error.start:,}; convert it first") from None
     colours = []
     for line in lines:
         match = re.fullmatch(r"(\S.*) (\d{1,3}) (\d{1,3}) (\d{1,3})", line)

@@ -79,6 +79,15 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def all_succeeded(succeeded: bool) -> bool:
+    """Wait for every process, and return whether all of them succeeded."""
+    if world_size() == 1:
+        return succeeded
+    import torch
+
+    return float(sum_over_ranks(torch.tensor(float(not succeeded)))) == 0
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:

@@ -26,6 +26,7 @@ from recurra.generation import (
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.text.batches import TokenStream
 from recurra.text.tokenizer import Tokenizer, tokenizer_from_mapping
+from recurra.text.vocabulary import LINE_END
 
 __all__ = ["KIND", "LanguageModel", "load"]
 
@@ -173,7 +174,10 @@ class LanguageModel:
         return generate_stream(self.model, self._prompt(prompt), chosen, self.tokenizer.decode)
 
     def _prompt(self, prompt: str) -> list[int]:
+        """Ids of a prompt: of its last line alone where lines are independent, so that what was before is forgotten."""
         ids: list[int] = self.tokenizer.encode(prompt).tolist()
+        if self.model.settings.reset == "lines" and LINE_END in ids:
+            ids = ids[len(ids) - ids[::-1].index(LINE_END) :]
         return ids
 
     def _rows(self, stream: TokenStream, reset: str | None) -> dict[str, Any]:

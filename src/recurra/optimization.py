@@ -17,9 +17,10 @@ __all__ = ["Plateau", "WeightAverage", "build_optimizer", "clip_gradients", "sch
 OPTIMIZERS = ("adam", "adamw", "sgd", "asgd", "adagrad", "rmsprop")
 SCHEDULES = ("cosine", "linear", "constant", "plateau")
 
-# What each optimiser starts from when no learning rate is given; those of SGD and ASGD are for gradients clipped to
-# norm 0.25.
+# What each optimiser starts from when no learning rate is given; those of SGD and ASGD go with their clipping.
 LEARNING_RATES = {"adam": 4e-3, "adamw": 4e-3, "sgd": 20.0, "asgd": 20.0, "adagrad": 0.1, "rmsprop": 1e-3}
+CLIP_NORM = 1.0
+CLIP_NORMS = {"sgd": 0.25, "asgd": 0.25}  # where it is another (Merity et al. 2018)
 
 
 def build_optimizer(

@@ -51,8 +51,9 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
         raise UserError(f"{log}: holds nothing to draw yet")
     figure = _figure(6.4, 4.0)
     axes = figure.add_subplot()
-    minutes = [line["seconds"] / 60 for line in lines]
-    axes.plot(minutes, [line["loss"] for line in lines], color="0.65", linewidth=1, label="training")
+    trained = [line for line in lines if "loss" in line]
+    minutes = [line["seconds"] / 60 for line in trained]
+    axes.plot(minutes, [line["loss"] for line in trained], color="0.65", linewidth=1, label="training")
     valid = [line for line in lines if "valid" in line]
     if valid:
         axes.plot(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from recurra import distributed
-from recurra.checkpoint import SETTINGS, WEIGHTS, prepare_directory, read_settings, write_json
-from recurra.config import UserError, from_mapping, resolve, to_mapping
+from recurra.checkpoint import RUN, SETTINGS, WEIGHTS, prepare_directory, read_settings, write_json
+from recurra.config import UserError, from_mapping, read_file, resolve, to_mapping
 from recurra.evaluation import Evaluation
 from recurra.language_model import KIND, LanguageModel
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
-from recurra.optimization import LEARNING_RATES
+from recurra.optimization import CLIP_NORM, CLIP_NORMS, LEARNING_RATES
 from recurra.text.batches import Batch, ContiguousStreams, LineBatches, TokenStream, write_tokens
 from recurra.text.corpora import CorpusSettings, open_corpus
 from recurra.text.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer, tokenizer_from_mapping
-from recurra.training import Trainer, TrainingSettings, Watcher
+from recurra.training import Trainer, TrainingSettings, Watcher, check_support
 
 __all__ = ["LM_SECTIONS", "Outcome", "settle", "train_lm"]
 
@@ -95,37 +95,50 @@ def train_lm(
         UserError: whatever is wrong with what was given, in one line.
         recurra.training.Diverged: the loss was no longer finite.
     """
+    if not str(directory):
+        raise UserError("no folder given for the model")
     directory = Path(directory)
     sources = [corpus] if isinstance(corpus, str | Path) else list(corpus)
     chosen = resolve(LM_SECTIONS, file=config, flags=settings)
     device = distributed.choose_device(None if chosen["training"].device == "auto" else chosen["training"].device)
     with distributed.process_group(device):
+        problem: Exception | None = None
         if distributed.is_writer():
-            prepare_directory(directory, overwrite=overwrite, resume=resume)
-            if resume:
-                _update_limits(directory, sources, {**_given(config), **settings})
-            else:
-                _prepare_lm(sources, directory, chosen, say)
-        distributed.barrier()
+            try:
+                prepare_directory(directory, overwrite=overwrite, resume=resume)
+                if resume:
+                    _update_limits(directory, sources, {*_given(config), *settings}, chosen)
+                else:
+                    _prepare_lm(sources, directory, chosen, device, say)
+            except Exception as error:
+                problem = error
+        if not distributed.all_succeeded(problem is None):
+            raise problem or SystemExit(2)  # the writing process says why
         return _run_lm(directory, device, resume, watch, say)
 
 
-def _given(config: str | Path | None) -> dict[str, Any]:
-    from recurra.config import read_file
+def _given(config: str | Path | None) -> set[str]:
+    """Names of the settings that a file gives."""
+    return {name for section in (read_file(config) if config else {}).values() for name in section}
 
-    return {key: value for section in (read_file(config) if config else {}).values() for key, value in section.items()}
 
-
-def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, Any], say: Callable[[str], None]) -> None:
+def _prepare_lm(
+    sources: list[str | Path],
+    directory: Path,
+    chosen: dict[str, Any],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
     """Text to tokens on disk, settings settled and written; an older model there goes only when all this has worked."""
     if not sources:
         raise UserError("no corpus given: name a file, a folder or a corpus of `recurra data list`")
     if chosen["model"].bidirectional:
         RecurrentLM(chosen["model"], [1, 1])  # refuses, before any work is done
+    check_support(chosen["training"], device)
     corpus = open_corpus(sources, chosen["corpus"])
     say(f"reading {corpus.name}")
     tokenizer = build_tokenizer(corpus.train, chosen["tokenizer"])
-    fresh = directory / "training.new"
+    fresh = directory / ".training.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
@@ -137,13 +150,16 @@ def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, An
         train = streams["train"]
         model, training = settle(chosen["model"], chosen["training"], train, tokenizer)
         RecurrentLM(model, tokenizer.vocabulary.counts)  # sizes that do not fit are refused here
+        _check_rows(model, training)
         _batches(train, model, training, 0)  # and so is a text that is too short
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    for name in (SETTINGS, WEIGHTS, "log.jsonl", "results.json"):
-        (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / "training", ignore_errors=True)
+    for name in (SETTINGS, WEIGHTS, *RUN):
+        if (directory / name).is_dir():
+            shutil.rmtree(directory / name)
+        else:
+            (directory / name).unlink(missing_ok=True)
     fresh.rename(directory / "training")
     sections = {
         "corpus": {"sources": [str(source) for source in sources], **to_mapping(chosen["corpus"])},
@@ -159,25 +175,32 @@ def _prepare_lm(sources: list[str | Path], directory: Path, chosen: dict[str, An
     )
 
 
-def _update_limits(directory: Path, sources: Sequence[str | Path], given: Mapping[str, Any]) -> None:
-    """Take over the limits given for a resumed run; anything else must be as it was."""
+def _update_limits(
+    directory: Path, sources: Sequence[str | Path], given: Iterable[str], chosen: Mapping[str, Any]
+) -> None:
+    """Take over the limits given for a resumed run; anything else must be as it was, or left to be chosen."""
     content = read_settings(directory, KIND)
     named, before = [str(source) for source in sources], content["corpus"]["sources"]
     if named and named != before:
         raise UserError(f"a run that is resumed reads what it read before: {', '.join(before)}; name no other corpus")
-    for name, value in given.items():
-        section = next(
-            (s for s in ("training", "model", "corpus", "tokenizer_settings") if name in content[s]), "training"
-        )
-        before = content[section].get(name)
-        value = list(value) if isinstance(value, tuple) else value
+    values = {section: to_mapping(settings) for section, settings in chosen.items()}
+    for section, name in ((section, name) for name in given for section in values if name in values[section]):
+        place = content["tokenizer_settings" if section == "tokenizer" else section]
+        before, value = place.get(name), values[section][name]
         if name in LIMITS:
-            content[section][name] = value
-        elif before != value:
+            place[name] = value
+        elif value is not None and before != value:
             raise UserError(
                 f"{name} cannot change in a run that is resumed: it was {before}, now {value}; leave it out"
             )
+    from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS)).check_end()
     write_json(directory / SETTINGS, content)
+
+
+def _check_rows(model: RecurrentLMSettings, training: TrainingSettings) -> None:
+    ranks, rows = distributed.world_size(), training.batch_size or 0
+    if model.reset != "lines" and rows % ranks:
+        raise UserError(f"batch_size {rows} cannot be shared out among {ranks} processes; choose a multiple of {ranks}")
 
 
 def _run_lm(
@@ -190,6 +213,7 @@ def _run_lm(
         torch.set_num_threads(settings.threads)
     tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
     model_settings = from_mapping(RecurrentLMSettings, content.pop("model"), str(directory / SETTINGS))
+    _check_rows(model_settings, settings)
     torch.manual_seed(settings.seed)
     model = RecurrentLM(model_settings, tokenizer.vocabulary.counts).to(device)
     lm = LanguageModel(model, tokenizer, content)
@@ -271,6 +295,8 @@ def settle(
     Training ends after 10 minutes or 50 epochs if no limit is given. The more often the text will be read, the larger
     the model and its dropout; the figures come from runs on WikiText-2 and tiny-shakespeare (docs/results.md).
     """
+    if model.hidden_size == ():
+        raise UserError("hidden_size: expected a size, or one for each layer, got none")
     tokens, vocabulary = len(train), len(tokenizer.vocabulary)
     characters = tokenizer.kind == "characters"
     if not (training.epochs or training.max_steps or training.max_minutes is not None):
@@ -278,7 +304,9 @@ def settle(
     # How often the text will be read, at the speed of two cores of a plain CPU.
     speed = 20_000 if characters else 25_000 if vocabulary < 10_000 else 12_000
     minutes = training.max_minutes if training.max_minutes is not None else math.inf
-    passes = min(training.epochs or math.inf, minutes * 60 * speed / tokens, 50.0)
+    steps = training.max_steps or math.inf
+    per_step = (training.batch_size or 40) * training.chunk_length
+    passes = min(training.epochs or math.inf, minutes * 60 * speed / tokens, steps * per_step / tokens, 50.0)
     read = passes * tokens
     if characters:
         hidden, batch_size, dropout, rate = (512 if read > 3e6 else 256), 32, min(0.4, 0.06 * passes), 6e-3
@@ -307,5 +335,6 @@ def settle(
         dropout=dropout,
         output_dropout=dropout,
     )
-    training = fill(training, batch_size=batch_size, learning_rate=rate)
+    clip_norm = CLIP_NORMS.get(training.optimizer, CLIP_NORM)
+    training = fill(training, batch_size=batch_size, learning_rate=rate, clip_norm=clip_norm)
     return model, training

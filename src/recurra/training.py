@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import signal
@@ -23,6 +24,8 @@ from recurra.config import UserError, setting
 from recurra.files import remove_leftovers
 from recurra.models.protocol import LossSum, evaluating
 from recurra.optimization import (
+    CLIP_NORM,
+    CLIP_NORMS,
     LEARNING_RATES,
     OPTIMIZERS,
     SCHEDULES,
@@ -34,7 +37,7 @@ from recurra.optimization import (
 )
 from recurra.text.batches import Batch
 
-__all__ = ["Diverged", "Progress", "Trainer", "TrainingSettings", "Watcher"]
+__all__ = ["Diverged", "Progress", "Trainer", "TrainingSettings", "Watcher", "check_support"]
 
 STATE = "state.safetensors"
 
@@ -50,14 +53,14 @@ class TrainingSettings:
     chunk_length: int = setting(35, "time steps that gradients flow back through", minimum=1)
     optimizer: str = setting("adam", "optimiser", choices=OPTIMIZERS)
     learning_rate: float | None = setting(None, "highest learning rate", minimum=0)
-    beta2: float = setting(0.99, "decay of Adam's and RMSProp's squared gradients", minimum=0, maximum=1)
+    beta2: float = setting(0.99, "decay of Adam's and RMSProp's squared gradients", minimum=0, maximum=0.99999)
     momentum: float = setting(0.0, "of SGD and RMSProp", minimum=0, maximum=1)
     weight_decay: float = setting(0.0, "pull of the weights towards zero", minimum=0)
     schedule: str = setting("cosine", "of the learning rate", choices=SCHEDULES)
     warmup: float = setting(0.05, "part of the run over which the learning rate rises", minimum=0, maximum=1)
     plateau_factor: float = setting(0.25, "what a plateau multiplies the learning rate by", minimum=0, maximum=1)
     plateau_patience: int = setting(0, "evaluations without gain that a plateau waits", minimum=0)
-    clip_norm: float = setting(1.0, "largest joint norm of the gradients; 0 for no clipping", minimum=0)
+    clip_norm: float | None = setting(None, "largest joint norm of the gradients; 0 for no clipping", minimum=0)
     clip_value: float = setting(0.0, "largest entry of a gradient; 0 for no clipping", minimum=0)
     average: float = setting(0.0, "decay of an exponential average of the weights; 0 for none", minimum=0, maximum=1)
     asgd_trigger: int = setting(5, "evaluations without gain after which asgd begins to average", minimum=1)
@@ -69,8 +72,21 @@ class TrainingSettings:
     precision: str = setting("auto", "of the products", choices=("auto", "float32", "bfloat16"))
     device: str = setting("auto", "where to train: auto, cpu, cuda, mps")
     threads: int | None = setting(None, "threads of the CPU", minimum=1)
-    seed: int = setting(1, "of every random choice", minimum=0)
+    seed: int = setting(1, "of every random choice", minimum=0, maximum=2**53)
     tensorboard: bool = setting(False, "write TensorBoard events too")
+
+    def check_end(self) -> None:
+        """Refuse settings under which training would never end."""
+        if not (self.epochs or self.max_steps or self.max_minutes is not None):
+            raise UserError("training has no end: give epochs, max_steps or max_minutes")
+
+
+def check_support(settings: TrainingSettings, device: torch.device) -> None:
+    """Refuse what this device or this installation cannot do."""
+    if settings.precision == "bfloat16" and not _has_bfloat16(device):
+        raise UserError(f"this {device.type} has no bfloat16 products; leave --precision at auto or float32")
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("TensorBoard events need tensorboard: pip install 'recurra[tensorboard]'")
 
 
 class Diverged(RuntimeError):
@@ -86,9 +102,9 @@ class Progress:
         epoch: passes begun, from 1.
         fraction: part of the run that is over, 0 to 1.
         seconds: of training, over all sessions.
-        tokens_per_second: since the last report, all ranks together.
-        loss: training loss since the last report, nats per token.
-        gradient_norm: joint norm before clipping, at this step.
+        tokens_per_second: since the last report, all ranks together; None where there was no step since.
+        loss: training loss since the last report, nats per token; None likewise.
+        gradient_norm: joint norm before clipping, at this step; None at the end of a run.
         learning_rate: at this step.
         valid: validation loss in nats per token, where this report is one of an evaluation.
     """
@@ -97,9 +113,9 @@ class Progress:
     epoch: int
     fraction: float
     seconds: float
-    tokens_per_second: float
-    loss: float
-    gradient_norm: float
+    tokens_per_second: float | None
+    loss: float | None
+    gradient_norm: float | None
     learning_rate: float
     valid: float | None = None
 
@@ -128,6 +144,7 @@ class _Run:
     log_bytes: int = 0
     window_nats: float = 0.0
     window_tokens: int = 0
+    window_seconds: float = 0.0
     validations: list[float] = field(default_factory=list)
     plateau: dict[str, float] = field(default_factory=dict)
     finished: bool = False
@@ -166,10 +183,12 @@ class Trainer:
         self.model, self.settings, self.batches, self.valid = model, settings, batches, valid
         self.carry_state, self.directory, self.keep, self.watch = carry_state, directory, keep, watch
         self.device = next(model.parameters()).device
-        if settings.precision == "bfloat16" and not _has_bfloat16(self.device):
-            raise UserError(f"this {self.device.type} has no bfloat16 products; leave --precision at auto or float32")
+        settings.check_end()
+        check_support(settings, self.device)
         default_rate = LEARNING_RATES[settings.optimizer]
         self.learning_rate = default_rate if settings.learning_rate is None else settings.learning_rate
+        norm = CLIP_NORMS.get(settings.optimizer, CLIP_NORM) if settings.clip_norm is None else settings.clip_norm
+        self.clip_norm = norm or None
         self.optimizer = build_optimizer(
             settings.optimizer,
             model.parameters(),
@@ -183,11 +202,10 @@ class Trainer:
         self.run_state = _Run()
         self.recurrent_state: Any = None
         self.events: Any = None
-        self._stop: signal.Signals | None = None
+        self._signalled: signal.Signals | None = None  # what came to this rank
+        self._stop: signal.Signals | None = None  # what all ranks have agreed to heed
         if settings.average:
             self._start_averaging(settings.average)
-        if not (settings.epochs or settings.max_steps or settings.max_minutes is not None):
-            raise UserError("training has no end: give epochs, max_steps or max_minutes")
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -206,7 +224,7 @@ class Trainer:
         run, settings = self.run_state, self.settings
         with self._log_file() as log, self._events(), self._signals():
             last_save = last_evaluation = session_start = time.monotonic()
-            seconds_before, window_start = run.seconds, session_start
+            seconds_before, last_time = run.seconds, session_start
             evaluation_cost = 0.0
             epoch_batches: Sequence[Batch] = self.batches(run.epoch)
             while not run.finished:
@@ -228,31 +246,24 @@ class Trainer:
                     epoch_batches = self.batches(run.epoch)
                 now = time.monotonic()
                 run.seconds = seconds_before + now - session_start
+                run.window_seconds += now - last_time
+                last_time = now
                 by_time = settings.evaluate_every is None and settings.max_minutes is not None
                 due = (
                     now - last_evaluation > max(20.0, 30 * evaluation_cost)
                     if by_time
                     else (run.step % settings.evaluate_every == 0 if settings.evaluate_every else epoch_ends)
                 )
-                due = self.valid != () and bool(self._agree(float(due)))
+                due = len(self.valid) > 0 and bool(self._agree(float(due)))
                 if due or run.step % settings.log_every == 0:
-                    progress = Progress(
-                        step=run.step,
-                        epoch=run.epoch + (not epoch_ends),
-                        fraction=self._fraction(len(epoch_batches)),
-                        seconds=run.seconds,
-                        tokens_per_second=run.window_tokens / max(now - window_start, 1e-9),
-                        loss=run.window_nats / run.window_tokens,
-                        gradient_norm=norm,
-                        learning_rate=learning_rate,
-                        valid=self.evaluate() if due else None,
-                    )
-                    self._report(progress, log)
-                    run.window_nats, run.window_tokens, window_start = 0.0, 0, time.monotonic()
-                    if progress.valid is not None:
-                        evaluation_cost, last_evaluation = window_start - now, window_start
+                    valid = self.evaluate() if due else None
+                    fraction = self._fraction(len(epoch_batches))
+                    self._report(self._progress(fraction, learning_rate, norm, valid), log)
+                    last_time = time.monotonic()
+                    if valid is not None:
+                        evaluation_cost, last_evaluation = last_time - now, last_time
                         run.seconds += evaluation_cost
-                        self._validated(progress.valid)
+                        self._validated(valid)
                 if self._agree(float(time.monotonic() - last_save >= settings.save_every)):
                     self.save()
                     last_save = time.monotonic()
@@ -274,7 +285,7 @@ class Trainer:
         (loss.nats / tokens).backward()
         parameters = list(self.model.parameters())
         distributed.sum_gradients(parameters)
-        norm = clip_gradients(parameters, norm=settings.clip_norm or None, value=settings.clip_value or None)
+        norm = clip_gradients(parameters, norm=self.clip_norm, value=settings.clip_value or None)
         nats, norm_value = float(distributed.sum_over_ranks(loss.nats.detach())), float(norm)
         if math.isfinite(nats) and math.isfinite(norm_value):
             self.optimizer.step()
@@ -291,7 +302,7 @@ class Trainer:
             for batch in self.valid:
                 loss, state = self.model(batch.to(self.device), state)
                 state = state if self.carry_state else None
-                total += LossSum(loss.nats.double().cpu(), loss.tokens)
+                total += LossSum(loss.nats.cpu().double(), loss.tokens)
         sums = distributed.sum_over_ranks(torch.tensor([float(total.nats), total.tokens], dtype=torch.float64))
         return float(sums[0] / sums[1])
 
@@ -343,14 +354,30 @@ class Trainer:
             with self._averaged():
                 self.keep()
 
+    def _progress(self, fraction: float, rate: float, norm: float | None, valid: float | None) -> Progress:
+        """What there is to report; the means are over the steps since the last report, and begin anew."""
+        run = self.run_state
+        tokens, nats, seconds = run.window_tokens, run.window_nats, run.window_seconds
+        run.window_tokens, run.window_nats, run.window_seconds = 0, 0.0, 0.0
+        return Progress(
+            step=run.step,
+            epoch=run.epoch + (run.chunk > 0),
+            fraction=fraction,
+            seconds=run.seconds,
+            tokens_per_second=tokens / max(seconds, 1e-9) if tokens else None,
+            loss=nats / tokens if tokens else None,
+            gradient_norm=norm,
+            learning_rate=rate,
+            valid=valid,
+        )
+
     def _end(self, log: IO[str] | None) -> None:
         """Validate once more where the run is over, keep what must be kept, save."""
         run = self.run_state
         if run.finished and self.valid and run.validated_step != run.step:
             loss = self.evaluate()
             rate = self.optimizer.param_groups[0]["lr"]
-            mean = run.window_nats / run.window_tokens if run.window_tokens else loss
-            self._report(Progress(run.step, run.epoch + 1, 1.0, run.seconds, 0.0, mean, 0.0, rate, loss), log)
+            self._report(self._progress(1.0, rate, None, loss), log)
             self._validated(loss)
         if not run.saved_best or not self.valid:
             self._keep()
@@ -433,6 +460,7 @@ class Trainer:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.directory)
+        remove_leftovers(self.directory.parent)
         path = self.directory.parent / "log.jsonl"
         path.touch()
         with open(path, "r+", encoding="utf-8") as log:
@@ -457,10 +485,8 @@ class Trainer:
         if not self.settings.tensorboard or self.directory is None or not distributed.is_writer():
             yield
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("TensorBoard events need tensorboard: pip install 'recurra[tensorboard]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         folder = self.directory.parent / "tensorboard"
         with SummaryWriter(folder, purge_step=self.run_state.step) as self.events:
             yield
@@ -479,12 +505,14 @@ class Trainer:
 
     def _agree(self, value: float) -> float:
         """The writing rank's value, on every rank: all stop, evaluate and save at the same step."""
+        signalled = self._signalled  # read once: it may come at any moment, and what is heeded must be what was sent
         if distributed.world_size() == 1:
+            self._stop = signalled
             return value
-        flags = torch.tensor([value if distributed.is_writer() else 0.0, float(self._stop or 0)], dtype=torch.float64)
+        flags = torch.tensor([value if distributed.is_writer() else 0.0, float(signalled or 0)], dtype=torch.float64)
         value, stop = distributed.sum_over_ranks(flags).tolist()
-        if stop and not self._stop:
-            self._stop = signal.SIGTERM
+        if stop:
+            self._stop = signalled or signal.SIGTERM
         return value
 
     @contextmanager
@@ -497,7 +525,7 @@ class Trainer:
         before = {number: signal.getsignal(number) for number in wanted}
 
         def stop(number: int, _frame: object) -> None:
-            self._stop = signal.Signals(number)
+            self._signalled = signal.Signals(number)
             for each in wanted:
                 signal.signal(each, before[each])
 

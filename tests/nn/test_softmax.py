@@ -149,3 +149,21 @@ def test_word_dropout_drops_whole_words_everywhere_alike(make):
     assert 0 < dropped[0].sum() < 20
     assert (dropped == dropped[0]).all()
     torch.testing.assert_close(vectors[~dropped], 2 * plain[~dropped])
+
+
+def test_bfloat16_products_are_summed_in_float32():
+    torch.manual_seed(0)
+    layer = FullSoftmax(32, [1] * 5_000).float()
+    hidden, targets = torch.randn(400, 32).float(), torch.randint(5_000, (400,))
+    exact = layer.loss(hidden, targets)
+    half = FullSoftmax(32, [1] * 5_000).bfloat16()
+    half.load_state_dict(layer.state_dict())
+    rounded = hidden.bfloat16().requires_grad_()
+    loss = half.loss(rounded, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=3e-4, atol=0)
+    loss.backward()
+    assert rounded.grad.dtype == half.weight.grad.dtype == torch.bfloat16
+    probabilities = (hidden @ layer.weight.t() + layer.bias).softmax(1)
+    expected = (probabilities - torch.nn.functional.one_hot(targets, 5_000)).sum(0)
+    torch.testing.assert_close(half.bias.grad.float(), expected, rtol=2e-2, atol=2e-2)

@@ -1,4 +1,4 @@
-"""What every language model does, whatever it is made of; evaluation, generation and mixtures know only this.
+"""What every language model does, whatever it is made of; evaluation and generation know only this.
 
 Letters used for shapes: T is time steps, N rows of a batch, V tokens of the vocabulary.
 """

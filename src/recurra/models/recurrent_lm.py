@@ -66,8 +66,8 @@ class LMState(NamedTuple):
 class RecurrentLM(nn.Module):
     r"""A language model :math:`P(w_{t+1} \mid w_{1..t}) = \mathrm{softmax}(U h_t + b)`, ``h`` being the stack's output.
 
-    Follows :class:`recurra.models.protocol.LanguageModel`. Where the stack's output is not as wide as the output
-    layer's input, a linear map stands between them.
+    Follows :class:`recurra.models.protocol.LanguageModelProtocol`. Where the stack's output is not as wide as the
+    output layer's input, a linear map stands between them.
 
     Args:
         settings: with no size left to choose.

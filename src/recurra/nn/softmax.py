@@ -53,13 +53,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         for_hidden, for_weight, for_bias, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_weight = torch.zeros_like(weight) if for_weight else None
-        grad_bias = torch.zeros_like(bias) if for_bias else None
-        nats = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        precise = torch.promote_types(hidden.dtype, torch.float32)  # of all sums, where the products are in bfloat16
+        grad_weight = torch.zeros_like(weight, dtype=precise) if for_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=precise) if for_bias else None
+        nats = hidden.new_zeros((), dtype=precise)
         for rows in _chunks(len(hidden), len(weight)):
             h, y = hidden[rows], targets[rows, None]
             padded = _linear(nn.functional.pad(h, (0, 0, 0, -len(h) % ROWS_MULTIPLE)), weight, bias)
-            scores = padded[: len(h)]  # [rows, vocabulary]
+            scores = padded[: len(h)].to(precise)  # [rows, vocabulary]
             highest = scores.amax(1, keepdim=True)
             of_targets = scores.gather(1, y) - highest
             delta = scores.sub_(highest).exp_()  # in place, and one exponential a score: on a CPU it is what costs
@@ -69,10 +70,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 continue
             delta /= total
             delta.scatter_add_(1, y, -torch.ones_like(y, dtype=delta.dtype))
+            if delta.dtype != padded.dtype:
+                padded[: len(h)] = delta
             if grad_hidden is not None:
                 grad_hidden[rows] = _linear(padded, weight.t())[: len(h)]
             if grad_weight is not None:
-                grad_weight.addmm_(delta.t(), h)
+                if precise == h.dtype:
+                    grad_weight.addmm_(delta.t(), h)  # accumulated in place
+                else:
+                    grad_weight += padded[: len(h)].t() @ h
             if grad_bias is not None:
                 grad_bias += delta.sum(0)
         ctx.save_for_backward(hidden, weight, bias, targets)

@@ -1,7 +1,7 @@
 """A text as one array of ids, on disk or in memory, and the batches that a model is trained on.
 
 The first input of a text, and of a line that is read by itself, is ``<eos>``; every token, each line's ``<eos>`` among
-them, is a target once.
+them, is a target once, but for the few at the end that do not fill a row of contiguous streams.
 """
 
 from __future__ import annotations
