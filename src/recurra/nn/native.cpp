@@ -1,0 +1,714 @@
+// The loops over time of RNN, LSTM and GRU, forward and backward, and one step of them, for CPUs.
+//
+// What can be done for all steps at once is done outside, as matrix products: see kernels.py. What is left in a loop is
+// the product with the hidden-to-hidden weights and the gates. Here the weights are laid out once for a whole sequence
+// (pack), each thread has its own units in every step, and the threads meet once a step (twice where a step has two
+// products). No sum is split between threads, so no result depends on how many there are.
+//
+// Rows are packed sequences: the rows of step t are the batch_sizes[t] sequences still running, long ones first.
+// Letters as in recurrent.py: H is hidden (H_cell), O the width of h (H, or the projection's), G the number of gates.
+//
+// Compiled for the machine at hand by native.py. GCC's vector types, which Clang has too, make it one source for all.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using std::int64_t;
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, ACCUMULATORS = 24;  // of 32 registers
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, ACCUMULATORS = 12;  // of 16
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, ACCUMULATORS = 24;  // of 32
+#else
+constexpr int VECTOR_BYTES = 16, ACCUMULATORS = 12;  // of 16
+#endif
+constexpr int64_t PANEL_BYTES = 16384;  // of packed weights that stay in the first-level cache for a group of rows
+constexpr int64_t GROUP = 48;           // rows whose sums are made before their gates
+
+// ---- vectors -------------------------------------------------------------------------------------------------------
+
+template <class real>
+struct Types;
+template <>
+struct Types<float> {
+    typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+    typedef std::int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <>
+struct Types<double> {
+    typedef double Vector __attribute__((vector_size(VECTOR_BYTES)));
+    typedef std::int64_t Integers __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <class real>
+using Vector = typename Types<real>::Vector;
+template <class real>
+constexpr int WIDTH = VECTOR_BYTES / sizeof(real);
+
+// The first `width` numbers at an address; 0 beyond them.
+template <class real>
+inline Vector<real> load(const real* from, int64_t width = WIDTH<real>) {
+    Vector<real> value;
+    if (width == WIDTH<real>) {
+        std::memcpy(&value, from, sizeof value);
+    } else {
+        real lanes[WIDTH<real>] = {};
+        for (int64_t i = 0; i < width; ++i) lanes[i] = from[i];
+        std::memcpy(&value, lanes, sizeof value);
+    }
+    return value;
+}
+
+template <class real>
+inline void store(real* to, Vector<real> value, int64_t width = WIDTH<real>) {
+    if (width == WIDTH<real>) {
+        std::memcpy(to, &value, sizeof value);
+    } else {
+        real lanes[WIDTH<real>];
+        std::memcpy(lanes, &value, sizeof value);
+        for (int64_t i = 0; i < width; ++i) to[i] = lanes[i];
+    }
+}
+
+template <class real>
+inline real sum(Vector<real> value) {
+    real lanes[WIDTH<real>];
+    std::memcpy(lanes, &value, sizeof value);
+    for (int half = WIDTH<real> / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+// exp(x) = 2^n exp(r), |r| <= ln(2)/2, by Taylor's series; n comes from rounding in the last bits of a large number.
+template <class real>
+inline Vector<real> exp(Vector<real> x) {
+    constexpr bool single = sizeof(real) == 4;
+    constexpr int mantissa = single ? 23 : 52, terms = single ? 7 : 13;
+    constexpr real low = single ? -87 : -708, high = single ? 88 : 709;
+    constexpr real magic = real(1.5) * real(int64_t(1) << mantissa);
+    // ln(2) in two parts, the first of few digits: its product with n is exact.
+    constexpr real ln2_high = single ? real(0.693359375) : real(0.6931471803691238);
+    constexpr real ln2_low = single ? real(-2.12194440e-4) : real(1.9082149292705877e-10);
+    using Integers = typename Types<real>::Integers;
+    Vector<real> within = x < low ? low - (x - x) : x;  // not a number stays what it is
+    within = within > high ? high - (x - x) : within;
+    Vector<real> shifted = within * real(1.4426950408889634) + magic;
+    Vector<real> n = shifted - magic;
+    Vector<real> r = within - n * ln2_high - n * ln2_low;
+    Vector<real> series = r / real(terms) + 1;
+    for (int k = terms - 1; k; --k) series = series * r * real(1.0 / k) + 1;
+    Integers scaled = (Integers)series + ((Integers)shifted << mantissa);  // casts of vectors keep their bits
+    return x == x ? (Vector<real>)scaled : x;
+}
+
+template <class real>
+inline Vector<real> sigmoid(Vector<real> x) {
+    return 1 / (1 + exp<real>(-x));
+}
+
+template <class real>
+inline Vector<real> tanh(Vector<real> x) {
+    return 1 - 2 / (1 + exp<real>(x + x));
+}
+
+// ---- products ------------------------------------------------------------------------------------------------------
+
+// sums[r] (+)= in[r] @ panel for ROWS rows: the sums stay in registers.
+// A panel is [depth][VECTORS][WIDTH]; sums are [rows][VECTORS][WIDTH].
+template <class real, int VECTORS, int ROWS>
+void tile(const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add) {
+    constexpr int W = WIDTH<real>;
+    Vector<real> total[ROWS][VECTORS];
+#pragma GCC unroll 24
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v)
+            total[r][v] = add ? load(sums + (r * VECTORS + v) * W) : Vector<real>{};
+    for (int64_t k = 0; k < depth; ++k) {
+        Vector<real> weights[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) weights[v] = load(panel + (k * VECTORS + v) * W);
+#pragma GCC unroll 24
+        for (int r = 0; r < ROWS; ++r) {
+            real x = in[r * in_stride + k];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) total[r][v] += weights[v] * x;
+        }
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) store(sums + (r * VECTORS + v) * W, total[r][v]);
+}
+
+template <class real, int VECTORS, int ROWS = ACCUMULATORS / VECTORS>
+void tile_of(int64_t rows, const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add) {
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS)
+            tile<real, VECTORS, ROWS>(in, in_stride, panel, depth, sums, add);
+        else
+            tile_of<real, VECTORS, ROWS - 1>(rows, in, in_stride, panel, depth, sums, add);
+    }
+}
+
+// sums = in @ panel, in parts of the depth whose weights stay in the cache, in groups of rows of like size.
+template <class real, int VECTORS>
+void product(int64_t rows, const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums) {
+    constexpr int64_t most = ACCUMULATORS / VECTORS, line = VECTORS * WIDTH<real>;
+    constexpr int64_t part = PANEL_BYTES / (line * int64_t(sizeof(real)));
+    int64_t tiles = (rows + most - 1) / most;
+    for (int64_t k = 0; k < depth; k += part)
+        for (int64_t i = 0; i < tiles; ++i) {
+            int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
+            tile_of<real, VECTORS>(last - first, in + first * in_stride + k, in_stride, panel + k * line,
+                                   std::min(part, depth - k), sums + first * line, k > 0);
+        }
+}
+
+// A panel of weights for `units` outputs, as `tile` reads it: element [k][v][lane] is that of output v * apart + lane,
+// or with `apart` 0 that of the neighbour v * WIDTH + lane. `next` is the distance in memory between outputs, `deeper`
+// that between the numbers that one output sums over.
+template <class real, int VECTORS>
+void pack(const real* weights, int64_t next, int64_t deeper, int64_t depth, int64_t apart, int64_t units, real* panel) {
+    constexpr int W = WIDTH<real>;
+    for (int64_t start = 0; start < depth; start += W) {  // by squares: both sides then stay in the cache
+        int64_t end = std::min<int64_t>(depth, start + W);
+        for (int v = 0; v < VECTORS; ++v)
+            for (int64_t k = start; k < end; ++k)
+                for (int64_t lane = 0; lane < W; ++lane) {
+                    int64_t unit = apart ? lane : v * W + lane;
+                    int64_t at = apart ? v * apart + lane : unit;
+                    panel[(k * VECTORS + v) * W + lane] = unit < units ? weights[at * next + k * deeper] : real(0);
+                }
+    }
+}
+
+// ---- a layer -------------------------------------------------------------------------------------------------------
+
+enum Mode : int64_t { RNN_TANH, RNN_RELU, RNN_SIGMOID, LSTM, GRU, GRU_RESET_BEFORE };
+
+// One direction of one layer over a batch, as native.py fills it in. R is the sum of batch_sizes, N the batch size.
+template <class real>
+struct Layer {
+    int64_t mode, steps, batch, hidden, width, backwards, threads;
+    const int64_t* batch_sizes;  // [steps]
+    const real* weight_hh;       // [G * H, O]
+    const real* bias_hh;         // [G * H] or null; only a GRU's candidate reads it, all else is in `gates`
+    const real* weight_hr;       // [O, H] or null
+    const real* first_hidden;    // [N, O]
+    const real* first_cell;      // [N, H] or null
+    real* gates;                 // [R, G * H]: what the inputs contribute; then the gates, after their nonlinearity
+    real* cells;                 // [R, H], of an LSTM
+    real* inner;                 // [R, H], in the middle of a step: see kernels.py
+    real* output;                // [R, O]
+    const real* grad_output;     // [R, O]
+    real* grad_gates;            // [R, G * H]; of a GRU [R, 4 * H]: reset, update, recalled candidate, candidate
+    real* grad_projected;        // [R, O], of h where it is projected
+    real* grad_hidden;           // [N, O]: of the states at the end; then of those to begin with
+    real* grad_cell;             // [N, H], likewise
+};
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+template <class real>
+using Buffer = std::unique_ptr<real[], Free>;
+
+template <class real>
+Buffer<real> buffer(int64_t size) {
+    std::size_t bytes = (std::max<int64_t>(size, 1) * sizeof(real) + 63) / 64 * 64;
+    return Buffer<real>(static_cast<real*>(std::aligned_alloc(64, bytes)));
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where each step stands: its rows, and the step that came before it in the order of reading.
+struct Place {
+    int64_t rows, first, rows_before, first_before;
+};
+
+template <class real>
+std::vector<Place> places(const Layer<real>& layer) {
+    std::vector<Place> found(layer.steps);
+    int64_t first = 0;
+    for (int64_t t = 0; t < layer.steps; ++t) {
+        found[t] = {layer.batch_sizes[t], first, 0, 0};
+        first += layer.batch_sizes[t];
+    }
+    if (layer.backwards) std::reverse(found.begin(), found.end());
+    for (int64_t t = 1; t < layer.steps; ++t) {
+        found[t].rows_before = std::min(found[t].rows, found[t - 1].rows);
+        found[t].first_before = found[t - 1].first;
+    }
+    return found;
+}
+
+// The share of `count` that a thread has.
+struct Share {
+    int64_t begin, end;
+    Share(int64_t count, int64_t thread, int64_t threads)
+        : begin(count * thread / threads), end(count * (thread + 1) / threads) {}
+};
+
+template <class Work>
+void in_parallel(int64_t threads, Work work) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    work(omp_get_thread_num(), omp_get_num_threads());
+#else
+    (void)threads;
+    work(0, 1);
+#endif
+}
+
+inline void meet() {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
+// The equations of cells.py, for the units from `unit` on of one row. `sums` is what the hidden state contributes, a
+// vector for each gate of the product.
+template <class real>
+struct Row {
+    const Layer<real>& layer;
+    int64_t at;          // row of the packed data
+    const real* hidden;  // h(t-1) [O]
+    const real* cell;    // c(t-1) [H]
+    using V = Vector<real>;
+    static constexpr int W = WIDTH<real>;
+
+    real* gate(int64_t number, int64_t unit) const {
+        return layer.gates + at * gates_of(layer.mode) * layer.hidden + number * layer.hidden + unit;
+    }
+    real* output(int64_t unit) const { return layer.output + at * layer.width + unit; }
+    real* inner(int64_t unit) const { return layer.inner + at * layer.hidden + unit; }
+
+    static int64_t gates_of(int64_t mode) { return mode == LSTM ? 4 : mode >= GRU ? 3 : 1; }
+
+    void rnn(int64_t unit, int64_t width, const real* sums) const {
+        V value = load(gate(0, unit), width) + load(sums);
+        value = layer.mode == RNN_TANH    ? tanh<real>(value)
+                : layer.mode == RNN_RELU ? V(value < 0 ? V{} : value)
+                                         : sigmoid<real>(value);
+        store(output(unit), value, width);
+    }
+
+    void lstm(int64_t unit, int64_t width, const real* sums) const {
+        V input = sigmoid<real>(load(gate(0, unit), width) + load(sums));
+        V forget = sigmoid<real>(load(gate(1, unit), width) + load(sums + W));
+        V candidate = tanh<real>(load(gate(2, unit), width) + load(sums + 2 * W));
+        V output_gate = sigmoid<real>(load(gate(3, unit), width) + load(sums + 3 * W));
+        V now = forget * load(cell + unit, width) + input * candidate;
+        store(gate(0, unit), input, width);
+        store(gate(1, unit), forget, width);
+        store(gate(2, unit), candidate, width);
+        store(gate(3, unit), output_gate, width);
+        store(layer.cells + at * layer.hidden + unit, now, width);
+        store(layer.weight_hr ? inner(unit) : output(unit), V(output_gate * tanh<real>(now)), width);
+    }
+
+    void gru(int64_t unit, int64_t width, const real* sums) const {
+        V reset = sigmoid<real>(load(gate(0, unit), width) + load(sums));
+        V update = sigmoid<real>(load(gate(1, unit), width) + load(sums + W));
+        V recalled = load(sums + 2 * W);
+        if (layer.bias_hh) recalled += load(layer.bias_hh + 2 * layer.hidden + unit, width);
+        V candidate = tanh<real>(load(gate(2, unit), width) + reset * recalled);
+        store(gate(0, unit), reset, width);
+        store(gate(1, unit), update, width);
+        store(inner(unit), recalled, width);
+        finish_gru(unit, width, update, candidate);
+    }
+
+    void gru_before(int64_t unit, int64_t width, const real* sums) const {
+        V reset = sigmoid<real>(load(gate(0, unit), width) + load(sums));
+        store(gate(0, unit), reset, width);
+        store(gate(1, unit), sigmoid<real>(load(gate(1, unit), width) + load(sums + W)), width);
+        store(inner(unit), V(reset * load(hidden + unit, width)), width);
+    }
+
+    void gru_after_reset(int64_t unit, int64_t width, const real* sums) const {
+        finish_gru(unit, width, load(gate(1, unit), width), tanh<real>(load(gate(2, unit), width) + load(sums)));
+    }
+
+    void finish_gru(int64_t unit, int64_t width, V update, V candidate) const {
+        store(gate(2, unit), candidate, width);
+        store(output(unit), V(candidate + update * (load(hidden + unit, width) - candidate)), width);
+    }
+};
+
+// Every row of a step, in groups of neighbours in memory: `body(row in the batch, rows, where their h(t-1) lies)`.
+template <class real, class Body>
+void groups_of(const Layer<real>& layer, const Place& place, Body body) {
+    auto run = [&](int64_t begin, int64_t end, const real* hidden) {
+        for (int64_t n = begin; n < end; n += GROUP)
+            body(n, std::min(GROUP, end - n), hidden + n * layer.width);
+    };
+    run(0, place.rows_before, layer.output + place.first_before * layer.width);
+    run(place.rows_before, place.rows, layer.first_hidden);
+}
+
+template <class real>
+const real* cell_before(const Layer<real>& layer, const Place& place, int64_t n) {
+    if (layer.mode != LSTM) return nullptr;
+    return n < place.rows_before ? layer.cells + (place.first_before + n) * layer.hidden
+                                 : layer.first_cell + n * layer.hidden;
+}
+
+template <class real>
+Row<real> row_of(const Layer<real>& layer, const Place& place, int64_t n) {
+    const real* hidden = n < place.rows_before
+                             ? layer.output + (place.first_before + n) * layer.width
+                             : layer.first_hidden + n * layer.width;
+    return {layer, place.first + n, hidden, cell_before(layer, place, n)};
+}
+
+// A layer's main product: GATES vectors of sums for every WIDTH units, or two neighbours where there is one gate.
+template <class real, int VECTORS, int UNITS, class Gates>
+void forward_loop(const Layer<real>& layer, Gates gates) {
+    constexpr int64_t W = WIDTH<real>;
+    constexpr int64_t line = VECTORS * W;
+    const int64_t H = layer.hidden, O = layer.width;
+    const int64_t blocks = divide_up(H, UNITS), second_blocks = divide_up(O, 2 * W);
+    const bool projected = layer.weight_hr, before = layer.mode == GRU_RESET_BEFORE;
+    const int64_t second_size = projected || before ? second_blocks * H * 2 * W : 0;
+    auto panels = buffer<real>(blocks * O * line), second_panels = buffer<real>(second_size);
+    auto steps = places(layer);
+    in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
+        Share own(blocks, thread, threads), own_second(second_blocks, thread, threads);
+        auto sums = buffer<real>(GROUP * line);
+        for (int64_t b = own.begin; b < own.end; ++b)
+            pack<real, VECTORS>(layer.weight_hh + b * UNITS * O, O, 1, O, UNITS == W ? H : 0,
+                                std::min<int64_t>(UNITS, H - b * UNITS), panels.get() + b * O * line);
+        for (int64_t b = own_second.begin; second_size && b < own_second.end; ++b) {
+            const real* weights = projected ? layer.weight_hr : layer.weight_hh + 2 * H * O;
+            pack<real, 2>(weights + b * 2 * W * H, H, 1, H, 0, std::min<int64_t>(2 * W, O - b * 2 * W),
+                          second_panels.get() + b * H * 2 * W);
+        }
+        for (const Place& place : steps) {
+            for (int64_t b = own.begin; b < own.end; ++b)
+                groups_of(layer, place, [&](int64_t n, int64_t rows, const real* hidden) {
+                    product<real, VECTORS>(rows, hidden, O, panels.get() + b * O * line, O, sums.get());
+                    for (int64_t r = 0; r < rows; ++r)
+                        for (int64_t u = 0; u < UNITS; u += W) {
+                            int64_t unit = b * UNITS + u;
+                            if (unit < H)
+                                gates(row_of(layer, place, n + r), unit, std::min(W, H - unit),
+                                      sums.get() + r * line + u);
+                        }
+                });
+            meet();
+            if (!second_size) continue;
+            for (int64_t b = own_second.begin; b < own_second.end; ++b)
+                for (int64_t n = 0; n < place.rows; n += GROUP) {
+                    int64_t rows = std::min(GROUP, place.rows - n);
+                    product<real, 2>(rows, layer.inner + (place.first + n) * H, H,
+                                     second_panels.get() + b * H * 2 * W, H, sums.get());
+                    for (int64_t r = 0; r < rows; ++r)
+                        for (int64_t unit = b * 2 * W, end = std::min(O, unit + 2 * W), v = 0; unit < end;
+                             unit += W, ++v) {
+                            Row<real> row = row_of(layer, place, n + r);
+                            const real* own_sums = sums.get() + (r * 2 + v) * W;
+                            if (projected)
+                                store(row.output(unit), load(own_sums), std::min(W, O - unit));
+                            else
+                                row.gru_after_reset(unit, std::min(W, O - unit), own_sums);
+                        }
+                }
+            meet();
+        }
+    });
+}
+
+template <class real>
+void forward(const Layer<real>& layer) {
+    constexpr int W = WIDTH<real>;
+    using R = const Row<real>&;
+    switch (layer.mode) {
+        case LSTM:
+            return forward_loop<real, 4, W>(layer, [](R row, auto... rest) { row.lstm(rest...); });
+        case GRU:
+            return forward_loop<real, 3, W>(layer, [](R row, auto... rest) { row.gru(rest...); });
+        case GRU_RESET_BEFORE:
+            return forward_loop<real, 2, W>(layer, [](R row, auto... rest) { row.gru_before(rest...); });
+        default:
+            return forward_loop<real, 2, 2 * W>(layer, [](R row, auto... rest) { row.rnn(rest...); });
+    }
+}
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+// The derivatives of the equations above, likewise. `grad` is that of h(t), or of what is projected to it.
+template <class real>
+struct Back {
+    const Row<real>& row;
+    int64_t n;  // row of the batch
+    using V = Vector<real>;
+
+    static int64_t grads_of(int64_t mode) { return mode == GRU ? 4 : Row<real>::gates_of(mode); }
+
+    real* grad_gate(int64_t number, int64_t unit) const {
+        const Layer<real>& layer = row.layer;
+        return layer.grad_gates + (row.at * grads_of(layer.mode) + number) * layer.hidden + unit;
+    }
+    V gate(int64_t number, int64_t unit, int64_t width) const { return load(row.gate(number, unit), width); }
+
+    void rnn(int64_t unit, int64_t width, V grad) const {
+        V h = load(row.output(unit), width);
+        V slope = row.layer.mode == RNN_TANH   ? V(1 - h * h)
+                  : row.layer.mode == RNN_RELU ? V(h > 0 ? V{} + 1 : V{})
+                                               : V(h * (1 - h));
+        store(grad_gate(0, unit), V(grad * slope), width);
+    }
+
+    void lstm(int64_t unit, int64_t width, V grad) const {
+        const Layer<real>& layer = row.layer;
+        V input = gate(0, unit, width), forget = gate(1, unit, width);
+        V candidate = gate(2, unit, width), output = gate(3, unit, width);
+        V squashed = tanh<real>(load(layer.cells + row.at * layer.hidden + unit, width));
+        real* carried = layer.grad_cell + n * layer.hidden + unit;
+        V grad_cell = load(carried, width) + grad * output * (1 - squashed * squashed);
+        store(grad_gate(0, unit), V(grad_cell * candidate * input * (1 - input)), width);
+        store(grad_gate(1, unit), V(grad_cell * load(row.cell + unit, width) * forget * (1 - forget)), width);
+        store(grad_gate(2, unit), V(grad_cell * input * (1 - candidate * candidate)), width);
+        store(grad_gate(3, unit), V(grad * squashed * output * (1 - output)), width);
+        store(carried, V(grad_cell * forget), width);
+    }
+
+    // Of update and candidate; what h(t-1) gets at once is carried on.
+    V gru_output(int64_t unit, int64_t width, V grad) const {
+        V update = gate(1, unit, width), candidate = gate(2, unit, width);
+        V grad_candidate = grad * (1 - update) * (1 - candidate * candidate);
+        V grad_update = grad * (load(row.hidden + unit, width) - candidate) * update * (1 - update);
+        store(grad_gate(1, unit), grad_update, width);
+        store(grad_gate(row.layer.mode == GRU ? 3 : 2, unit), grad_candidate, width);
+        store(row.layer.grad_hidden + n * row.layer.width + unit, V(grad * update), width);
+        return grad_candidate;
+    }
+
+    void gru(int64_t unit, int64_t width, V grad) const {
+        V reset = gate(0, unit, width), grad_candidate = gru_output(unit, width, grad);
+        V grad_reset = grad_candidate * load(row.inner(unit), width) * reset * (1 - reset);
+        store(grad_gate(0, unit), grad_reset, width);
+        store(grad_gate(2, unit), V(grad_candidate * reset), width);
+    }
+
+    // `grad` is that of reset(t) * h(t-1).
+    void gru_reset(int64_t unit, int64_t width, V grad) const {
+        V reset = gate(0, unit, width);
+        store(grad_gate(0, unit), V(grad * load(row.hidden + unit, width) * reset * (1 - reset)), width);
+        real* carried = row.layer.grad_hidden + n * row.layer.width + unit;
+        store(carried, V(load(carried, width) + grad * reset), width);
+    }
+};
+
+template <class real>
+void backward(const Layer<real>& layer) {
+    constexpr int64_t W = WIDTH<real>, UNITS = 2 * W;
+    const int64_t H = layer.hidden, O = layer.width, GH = Row<real>::gates_of(layer.mode) * H;
+    const int64_t stride = Back<real>::grads_of(layer.mode) * H;
+    const int64_t blocks = divide_up(O, UNITS), cell_blocks = divide_up(H, UNITS);
+    const bool projected = layer.weight_hr, before = layer.mode == GRU_RESET_BEFORE, gru = layer.mode == GRU;
+    auto panels = buffer<real>(blocks * GH * UNITS), cell_panels = buffer<real>(projected ? cell_blocks * O * UNITS : 0);
+    auto steps = places(layer);
+    in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
+        Share own(blocks, thread, threads), own_cells(cell_blocks, thread, threads);
+        auto sums = buffer<real>(GROUP * UNITS);
+        for (int64_t b = own.begin; b < own.end; ++b)
+            pack<real, 2>(layer.weight_hh + b * UNITS, 1, O, GH, 0, std::min(UNITS, O - b * UNITS),
+                          panels.get() + b * GH * UNITS);
+        for (int64_t b = own_cells.begin; projected && b < own_cells.end; ++b)
+            pack<real, 2>(layer.weight_hr + b * UNITS, 1, H, O, 0, std::min(UNITS, H - b * UNITS),
+                          cell_panels.get() + b * O * UNITS);
+        for (auto place = steps.rbegin(); place != steps.rend(); ++place) {
+            // Sums of a panel with rows of `in` from column `from` to `to`, the panel's depth; `body` for each vector.
+            auto each_sum = [&](int64_t b, int64_t end, const real* panel, auto multiply, auto body) {
+                for (int64_t n = 0; n < place->rows; n += GROUP) {
+                    int64_t rows = std::min(GROUP, place->rows - n);
+                    multiply(place->first + n, rows, panel);
+                    for (int64_t r = 0; r < rows; ++r)
+                        for (int64_t v = 0; v < 2 && b * UNITS + v * W < end; ++v) {
+                            int64_t unit = b * UNITS + v * W;
+                            body(n + r, unit, std::min(W, end - unit), load(sums.get() + (r * 2 + v) * W));
+                        }
+                }
+            };
+            auto grad_of_output = [&](int64_t n, int64_t unit, int64_t width) -> Vector<real> {
+                return load(layer.grad_output + (place->first + n) * O + unit, width) +
+                       load(layer.grad_hidden + n * O + unit, width);
+            };
+            auto add_to_hidden = [&](int64_t n, int64_t unit, int64_t width, Vector<real> value) {
+                real* carried = layer.grad_hidden + n * O + unit;
+                if (gru || before) value += load(carried, width);
+                store(carried, value, width);
+            };
+            for (int64_t n = 0; n < place->rows; ++n) {
+                Row<real> row = row_of(layer, *place, n);
+                Back<real> back{row, n};
+                for (int64_t unit = own.begin * UNITS; unit < std::min(O, own.end * UNITS); unit += W) {
+                    int64_t width = std::min(W, O - unit);
+                    Vector<real> grad = grad_of_output(n, unit, width);
+                    if (projected)
+                        store(layer.grad_projected + row.at * O + unit, grad, width);
+                    else if (layer.mode == LSTM)
+                        back.lstm(unit, width, grad);
+                    else if (gru)
+                        back.gru(unit, width, grad);
+                    else if (before)
+                        back.gru_output(unit, width, grad);
+                    else
+                        back.rnn(unit, width, grad);
+                }
+            }
+            meet();
+            if (projected) {
+                for (int64_t b = own_cells.begin; b < own_cells.end; ++b)
+                    each_sum(
+                        b, H, cell_panels.get() + b * O * UNITS,
+                        [&](int64_t at, int64_t rows, const real* panel) {
+                            product<real, 2>(rows, layer.grad_projected + at * O, O, panel, O, sums.get());
+                        },
+                        [&](int64_t n, int64_t unit, int64_t width, Vector<real> grad) {
+                            Row<real> row = row_of(layer, *place, n);
+                            Back<real>{row, n}.lstm(unit, width, grad);
+                        });
+                meet();
+            }
+            if (before) {
+                for (int64_t b = own.begin; b < own.end; ++b)
+                    each_sum(
+                        b, O, panels.get() + (b * GH + 2 * H) * UNITS,
+                        [&](int64_t at, int64_t rows, const real* panel) {
+                            product<real, 2>(rows, layer.grad_gates + at * stride + 2 * H, stride, panel, H, sums.get());
+                        },
+                        [&](int64_t n, int64_t unit, int64_t width, Vector<real> grad) {
+                            Row<real> row = row_of(layer, *place, n);
+                            Back<real>{row, n}.gru_reset(unit, width, grad);
+                        });
+                meet();
+            }
+            const int64_t direct = before ? 2 * H : GH;  // gates that read h(t-1) itself
+            for (int64_t b = own.begin; b < own.end; ++b)
+                each_sum(
+                    b, O, panels.get() + b * GH * UNITS,
+                    [&](int64_t at, int64_t rows, const real* panel) {
+                        product<real, 2>(rows, layer.grad_gates + at * stride, stride, panel, direct, sums.get());
+                    },
+                    add_to_hidden);
+        }
+    });
+}
+
+// ---- one step ------------------------------------------------------------------------------------------------------
+
+// x widened to float, from weights of either kind.
+inline Vector<float> widen(const float* from) { return load(from); }
+
+inline Vector<float> widen(const std::int8_t* from) {
+#if defined(__AVX512F__)
+    return (Vector<float>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__)
+    return (Vector<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    Vector<float> value;
+    for (int i = 0; i < WIDTH<float>; ++i) value[i] = from[i];
+    return value;
+#endif
+}
+
+// out[row] = weights[row] . x for `ROWS` rows of weights; `tail` is the end of x, without what whole vectors have taken.
+template <int ROWS, class weight>
+inline void dots(const weight* weights, int64_t depth, const float* x, Vector<float> tail, float* out) {
+    constexpr int64_t W = WIDTH<float>;
+    if (depth < W) {
+        for (int r = 0; r < ROWS; ++r) {
+            out[r] = 0;
+            for (int64_t k = 0; k < depth; ++k) out[r] += float(weights[r * depth + k]) * x[k];
+        }
+        return;
+    }
+    Vector<float> total[ROWS][2] = {};
+    int64_t k = 0;
+    for (; k + 2 * W <= depth; k += 2 * W)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            total[r][0] += widen(weights + r * depth + k) * load(x + k);
+            total[r][1] += widen(weights + r * depth + k + W) * load(x + k + W);
+        }
+    if (k + W <= depth) {
+        for (int r = 0; r < ROWS; ++r) total[r][0] += widen(weights + r * depth + k) * load(x + k);
+        k += W;
+    }
+    if (k < depth)
+        for (int r = 0; r < ROWS; ++r) total[r][1] += widen(weights + (r + 1) * depth - W) * tail;
+    for (int r = 0; r < ROWS; ++r) out[r] = sum<float>(total[r][0] + total[r][1]);
+}
+
+// out[b][row] = scale[row] * (weights[row] . x[b]) (+ bias[row]) for rows of weights from `begin` to `end`.
+template <class weight>
+void linear_part(const weight* weights, const float* scales, const float* bias, int64_t depth, const float* x,
+                 int64_t batch, float* out, int64_t out_stride, int64_t begin, int64_t end) {
+    constexpr int64_t W = WIDTH<float>, MOST = 4;
+    for (int64_t first = begin; first < end; first += 64)  // rows of weights that stay in the cache for the whole batch
+        for (int64_t b = 0; b < batch; ++b) {
+            const float* own = x + b * depth;
+            Vector<float> tail{};
+            if (depth >= W)
+                for (int64_t k = depth / W * W; k < depth; ++k) tail[k - (depth - W)] = own[k];
+            for (int64_t row = first; row < std::min(end, first + 64); row += MOST) {
+                float found[MOST];
+                int64_t rows = std::min(MOST, end - row);
+                if (rows == MOST)
+                    dots<MOST>(weights + row * depth, depth, own, tail, found);
+                else
+                    for (int64_t r = 0; r < rows; ++r)
+                        dots<1>(weights + (row + r) * depth, depth, own, tail, found + r);
+                for (int64_t r = 0; r < rows; ++r) {
+                    float value = scales ? found[r] * scales[row + r] : found[r];
+                    out[b * out_stride + row + r] = bias ? value + bias[row + r] : value;
+                }
+            }
+        }
+}
+
+template <class weight>
+void linear(const weight* weights, const float* scales, const float* bias, int64_t rows, int64_t depth, const float* x,
+            int64_t batch, float* out, int64_t threads) {
+    in_parallel(threads, [&](int64_t thread, int64_t of) {
+        Share own(divide_up(rows, 16), thread, of);
+        linear_part(weights, scales, bias, depth, x, batch, out, rows, own.begin * 16, std::min(rows, own.end * 16));
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// Raised whenever a signature or a structure changes.
+int64_t recurra_version() { return 1; }
+void recurra_forward_float(const Layer<float>* layer) { forward(*layer); }
+void recurra_forward_double(const Layer<double>* layer) { forward(*layer); }
+void recurra_backward_float(const Layer<float>* layer) { backward(*layer); }
+void recurra_backward_double(const Layer<double>* layer) { backward(*layer); }
+void recurra_linear_float(const float* weights, const float* bias, int64_t rows, int64_t depth, const float* x,
+                          int64_t batch, float* out, int64_t threads) {
+    linear(weights, nullptr, bias, rows, depth, x, batch, out, threads);
+}
+void recurra_linear_int8(const std::int8_t* weights, const float* scales, const float* bias, int64_t rows,
+                         int64_t depth, const float* x, int64_t batch, float* out, int64_t threads) {
+    linear(weights, scales, bias, rows, depth, x, batch, out, threads);
+}
+}

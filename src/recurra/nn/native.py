@@ -1,0 +1,173 @@
+"""The compiled loops of ``native.cpp``: built where a C++ compiler is found, never needed.
+
+They are compiled when first used, for the very processor at hand, which takes some seconds; the library is kept in the
+user's cache folder. Set ``RECURRA_NATIVE=0`` to do without. Everything here has an equal in ``kernels.py`` or in torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+import torch
+from torch import Tensor
+
+__all__ = ["MODES", "available", "linear", "run", "why_not"]
+
+MODES = ("RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "LSTM", "GRU", "GRU_RESET_BEFORE")  # in the order of native.cpp
+TYPES = {torch.float32: "float", torch.float64: "double"}
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+LONGEST_BUILD = 300  # seconds
+
+_log = logging.getLogger(__name__)
+_reason = "it was not asked for yet"
+
+
+class _Layer(ctypes.Structure):
+    """``Layer`` of ``native.cpp``."""
+
+    NUMBERS = ("mode", "steps", "batch", "hidden", "width", "backwards", "threads")
+    TENSORS = (
+        *("batch_sizes", "weight_hh", "bias_hh", "weight_hr", "first_hidden", "first_cell"),
+        *("gates", "cells", "inner", "output"),
+        *("grad_output", "grad_gates", "grad_projected", "grad_hidden", "grad_cell"),
+    )
+    _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [(name, ctypes.c_void_p) for name in TENSORS]
+
+
+def available() -> bool:
+    """Whether the compiled loops can be used; compiles them if they were not before."""
+    return _library() is not None
+
+
+def why_not() -> str:
+    """Why they are not available, in a few words; empty if they are."""
+    return "" if available() else _reason
+
+
+def run(name: str, *, numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:
+    """Run ``forward`` or ``backward`` over a layer.
+
+    Args:
+        name: which of the two.
+        numbers: the fields of ``Layer`` of ``native.cpp`` that are numbers, but for ``threads``.
+        tensors: those that are arrays, of the shapes given there and contiguous; None for those not there.
+    """
+    library = _library()
+    assert library is not None
+    layer = _Layer(**numbers, threads=torch.get_num_threads())
+    for field, tensor in tensors.items():
+        if tensor is not None:
+            assert tensor.is_contiguous(), field
+            setattr(layer, field, tensor.data_ptr())
+    gates = tensors["gates"]
+    assert gates is not None
+    getattr(library, f"recurra_{name}_{TYPES[gates.dtype]}")(ctypes.byref(layer))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """``scale * (input @ weight.T) + bias`` for a few rows: the weights are read once, from where they are.
+
+    Args:
+        input: float32 ``[rows, features]``.
+        weight: float32, or int8 with a scale, ``[outputs, features]``, contiguous.
+        bias: float32 ``[outputs]``.
+        scale: float32 ``[outputs]``.
+    """
+    library = _library()
+    assert library is not None
+    input = input.contiguous()
+    output = input.new_empty(len(input), len(weight))
+    sizes = (*map(ctypes.c_int64, weight.shape), _address(input), ctypes.c_int64(len(input)), _address(output))
+    threads = ctypes.c_int64(torch.get_num_threads())
+    if scale is None:
+        library.recurra_linear_float(_address(weight), _address(bias), *sizes, threads)
+    else:
+        library.recurra_linear_int8(_address(weight), _address(scale), _address(bias), *sizes, threads)
+    return output
+
+
+def _address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library, compiled if need be; None where that is not possible."""
+    global _reason
+    if os.environ.get("RECURRA_NATIVE", "1") == "0":
+        _reason = "RECURRA_NATIVE is 0"
+        return None
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        _reason = str(error)
+        _log.info("without compiled loops: %s", _reason)
+        return None
+
+
+def _built() -> Path:
+    """The library's file, whose name says what it was made of.
+
+    Raises:
+        OSError: there is no compiler, or no folder to write to.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise OSError("no C++ compiler (c++, g++ or clang++) was found")
+    made_of = (SOURCE.read_text(encoding="utf-8"), FLAGS, compiler, sys.platform, platform.machine(), _processor())
+    name = f"native-{hashlib.blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
+    for folder in (platformdirs.user_cache_path("recurra"), Path(tempfile.gettempdir()) / f"recurra-{_user()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid != os.getuid():  # a library that others can change is not loaded
+                continue
+            path = folder / name
+            if not path.exists():
+                _compile(compiler, path)
+            return path
+        except OSError:
+            continue
+    raise OSError("no folder to keep the compiled library in can be written to")
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Compile to a file beside the path, then rename: several processes may do so at once."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        for flags in (("-fopenmp",), ()):  # without OpenMP, one thread does it all
+            command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(beside)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_BUILD, check=False)
+            if done.returncode == 0:
+                os.replace(beside, path)
+                return
+        raise subprocess.SubprocessError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['?'])[0]}")
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What the compiler makes its code for: another processor may not run it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
