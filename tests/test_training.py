@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(text, tmp_path):
             schedule="constant", warmup=0.5, evaluate_every=1, output_norm=False,
         )  # fmt: skip
     assert "kept" in str(caught.value)
-    assert math.isfinite(recurra.load(tmp_path / "m").evaluate("the cat sat\n").nats_per_token)
+    assert all(weight.isfinite().all() for weight in recurra.load(tmp_path / "m").model.parameters())
 
 
 def test_disk_full_while_saving_keeps_the_old_checkpoint(text, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from recurra import nn as rnn
+from recurra.nn import native
 from recurra.nn.sequences import arrange
 from zoo import INPUT_SIZE, RECURRENT
 
@@ -27,8 +28,19 @@ KINDS = {
     "lstm projected": ("LSTM", {"proj_size": 2}),
     "gru": ("GRU", {}),
 }
+needs_compiler = pytest.mark.skipif(not native.available(), reason=f"not compiled: {native.why_not()}")
+IMPLEMENTATIONS = ["readable", "torch", "tensor", pytest.param("compiled", marks=needs_compiler)]
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 CLASSES = [rnn.RNN, rnn.LSTM, rnn.GRU]
+
+
+@pytest.fixture
+def without_compiled(monkeypatch):
+    monkeypatch.setenv("RECURRA_NATIVE", "0")
+    native._library.cache_clear()
+    yield
+    monkeypatch.undo()
+    native._library.cache_clear()
 
 
 def parts_of(state):
@@ -57,7 +69,7 @@ def everything(layer, input, state):
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("form", ["padded", "packed", "packed sorted", "alone"])
-@pytest.mark.parametrize("implementation", ["readable", "torch"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_outputs_and_gradients_are_torchs(kind, layers, bidirectional, form, implementation):
     for bias, batch_first in itertools.product([True, False], repeat=2):
         own, peer = pair(
@@ -89,7 +101,7 @@ def test_packed_output_is_packed_as_the_input(kind):
 
 
 @EACH_KIND
-@pytest.mark.parametrize("implementation", ["readable", "torch"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_lengths_are_packing_and_padding(kind, implementation):
     own, peer = pair(kind, INPUT, HIDDEN, 2, bidirectional=True, batch_first=True, implementation=implementation)
     input = torch.randn(BATCH, LENGTH, INPUT).double()
@@ -142,10 +154,11 @@ def test_moves_copies_and_pickles(kind):
     assert torch.equal(again(input)[0], layer(input)[0])
 
 
-def test_float32_both_implementations():
+@pytest.mark.parametrize("other", IMPLEMENTATIONS[1:])
+def test_float32_of_all_implementations(other):
     for kind in CLASSES:
         torch.manual_seed(0)
-        layers = [kind(INPUT, 32, 2, bidirectional=True, implementation=name) for name in ("readable", "torch")]
+        layers = [kind(INPUT, 32, 2, bidirectional=True, implementation=name) for name in ("readable", other)]
         layers[1].load_state_dict(layers[0].state_dict())
         input, state = torch.randn(20, 8, INPUT).requires_grad_(), layers[0].initial_state(8)
         state = tuple(part.requires_grad_() for part in state) if kind is rnn.LSTM else state.requires_grad_()
@@ -153,7 +166,7 @@ def test_float32_both_implementations():
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["readable", "torch"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", CLASSES)
 def test_autocast(kind, implementation):
     layer = kind(INPUT, HIDDEN, 2, implementation=implementation)
@@ -407,24 +420,52 @@ def test_layer_may_be_used_twice_in_one_graph():
         torch.testing.assert_close(weight.grad, wanted.grad)
 
 
-def test_choice_of_implementation():
-    def chosen(layer, length=LENGTH, **asked_for):
-        return rnn.implementation(layer, arrange(torch.zeros(length, BATCH, INPUT)), **asked_for)
+def chosen(layer, length=LENGTH, batch=BATCH, lengths=None, dtype=torch.float32, **asked_for):
+    return rnn.implementation(layer, arrange(torch.zeros(length, batch, INPUT, dtype=dtype), lengths), **asked_for)
 
+
+def test_choice_of_implementation():
     for kind in CLASSES:
-        assert chosen(kind(INPUT, HIDDEN)) == "torch"
         assert chosen(kind(INPUT, HIDDEN, implementation="readable")) == "readable"
         assert chosen(kind(INPUT, HIDDEN), trace=True) == "readable"
         for option in ("layer_norm", "zoneout", "recurrent_dropout"):
             assert chosen(kind(INPUT, HIDDEN, **{option: option == "layer_norm" or 0.1})) == "readable"
-    assert chosen(rnn.GRU(INPUT, HIDDEN, recurrent_dropout=0.1).eval()) == "torch"
-    assert chosen(rnn.GRU(INPUT, HIDDEN, reset="before")) == "readable"
-    assert chosen(rnn.RNN(INPUT, HIDDEN, nonlinearity="sigmoid")) == "readable"
-    assert chosen(rnn.GRU(INPUT, HIDDEN, weight_dropout=0.1, input_dropout=0.1, connections="dense")) == "torch"
-    assert chosen(rnn.LSTM(INPUT, HIDDEN, proj_size=2)) == "readable"
-    assert chosen(rnn.LSTM(INPUT, HIDDEN), length=1) == "readable"
+        with torch.autocast("cpu", torch.bfloat16):
+            assert chosen(kind(INPUT, HIDDEN)) == "torch"
+        assert chosen(kind(INPUT, HIDDEN), dtype=torch.bfloat16) == "torch"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen(rnn.LSTM(INPUT, HIDDEN), length=1) == "readable"
+        assert chosen(rnn.GRU(INPUT, HIDDEN, reset="before")) == "readable"
+        assert chosen(rnn.LSTM(INPUT, HIDDEN, proj_size=2)) == "readable"
     assert chosen(rnn.LSTM(INPUT, HIDDEN, implementation="torch"), length=1) == "torch"
-    assert chosen(rnn.GRU(INPUT, HIDDEN), length=1) == "torch"
+    assert chosen(rnn.GRU(INPUT, HIDDEN, implementation="tensor"), length=1) == "tensor"
+
+
+@needs_compiler
+def test_choice_with_compiled_loops():
+    assert chosen(rnn.RNN(INPUT, HIDDEN, nonlinearity="sigmoid")) == "compiled"
+    assert chosen(rnn.GRU(INPUT, HIDDEN)) == "compiled"
+    assert chosen(rnn.GRU(INPUT, HIDDEN), dtype=torch.float64) == "compiled"
+    assert chosen(rnn.GRU(INPUT, HIDDEN, recurrent_dropout=0.1).eval()) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN)) == "torch"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), lengths=[5, 4, 3]) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), batch=1) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), length=1) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, 512)) == "compiled"
+
+
+def test_choice_without_a_compiler(without_compiled):
+    assert chosen(rnn.GRU(INPUT, HIDDEN, reset="before")) == "tensor"
+    assert chosen(rnn.RNN(INPUT, HIDDEN, nonlinearity="sigmoid")) == "tensor"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN, proj_size=2)) == "tensor"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), lengths=[5, 4, 3]) == "tensor"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), length=1) == "readable"
+    for kind in CLASSES:
+        assert chosen(kind(INPUT, HIDDEN)) == "torch"
+    with pytest.raises(
+        ValueError, match=r"implementation='compiled' has no compiled loops here \(RECURRA_NATIVE is 0\)"
+    ):
+        rnn.GRU(INPUT, HIDDEN, implementation="compiled")
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import cells, native
 from .cells import HiddenState, LSTMState, State, Weights
-from .products import linear, prepared
+from .products import MOST_ROWS, linear, prepared
 from .unrolled import Layer, readable_layer
 
 __all__ = ["MODES", "kernel_layer"]
@@ -51,6 +51,8 @@ def kernel_layer(
         mode: one of ``MODES``.
         compiled: use the loops of ``native.cpp``, which ``native.available`` must have said are there.
     """
+    if compiled and batch_sizes is None and _few(data) and not _to_be_differentiated(data, initial, weights):
+        return _one_step(mode, data, initial, weights)
     steps = _Steps(len(data), data.shape[1]) if batch_sizes is None else _Steps(batch_sizes)
     flat = data.reshape(-1, data.shape[-1])
     outputs, states = [], []
@@ -58,9 +60,44 @@ def kernel_layer(
         plan = _Plan(mode, steps, direction == 1, compiled)
         cell = state.cell if isinstance(state, LSTMState) else None
         output, hidden, last_cell = _Recurrence.apply(plan, flat, state.hidden, cell, *own[:5])
-        outputs.append(output.view(*data.shape[:-1], -1))
+        outputs.append(output.view(*data.shape[:-1], output.shape[-1]))
         states.append(HiddenState(hidden) if last_cell is None else LSTMState(hidden, last_cell))
     return Layer(outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), states, [])
+
+
+def _few(data: Tensor) -> bool:
+    return len(data) == 1 and 0 < data.shape[1] <= MOST_ROWS and data.dtype == torch.float32
+
+
+def _to_be_differentiated(data: Tensor, initial: Sequence[State], weights: Sequence[Weights]) -> bool:
+    parts = (data, *(part for group in (*initial, *weights) for part in group))
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
+
+
+def _one_step(mode: str, data: Tensor, initial: Sequence[State], weights: Sequence[Weights]) -> Layer:
+    """One step of a few sequences: what generation does all the time."""
+    outputs: list[Tensor] = []
+    states: list[State] = []
+    x = data[0]
+    batch = len(x)
+    for state, own in zip(initial, weights, strict=True):
+        size = len(own.weight_hh) // GATES.get(mode, 1)
+        output = torch.empty(batch, state.hidden.shape[1])
+        cell = state.cell if isinstance(state, LSTMState) else None
+        last_cell = None if cell is None else torch.empty(batch, size)
+        numbers = {"mode": MODES.index(mode), "steps": 1, "batch": batch, "hidden": size, "width": output.shape[1]}
+        tensors = {
+            "first_hidden": state.hidden.contiguous(),
+            "first_cell": None if cell is None else cell.contiguous(),
+            "gates": torch.empty(batch, len(own.weight_hh)),
+            "cells": last_cell,
+            "inner": torch.empty(batch, size),
+            "output": output,
+        }
+        native.step(x, own, numbers=numbers, tensors=tensors)
+        outputs.append(output)
+        states.append(HiddenState(output) if last_cell is None else LSTMState(output, last_cell))
+    return Layer(torch.cat(outputs, -1)[None] if len(outputs) > 1 else outputs[0][None], states, [])
 
 
 class _Steps:
@@ -143,7 +180,9 @@ class _Loop:
     first_cell: Tensor | None
     gates: Tensor
     cells: Tensor | None
-    inner: Tensor | None  # GRU: W_h h(t-1) + b_hh of the candidate; reset before: reset * h(t-1); LSTM: what is projected
+    inner: (
+        Tensor | None
+    )  # GRU: W_h h(t-1) + b_hh of the candidate; reset before: reset * h(t-1); LSTM: what is projected
     output: Tensor
     grad_output: Tensor | None = None
     grad_gates: Tensor | None = None
@@ -186,7 +225,8 @@ class _Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         given = (data, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
         dtype = weight_ih.dtype  # autocast has nothing to say here: lower precision would have to be emulated
-        data, hidden, cell = (None if part is None else part.to(dtype) for part in (data, hidden, cell))
+        data, hidden = data.to(dtype), hidden.to(dtype)
+        cell = None if cell is None else cell.to(dtype)
         size = len(weight_hh) // GATES.get(plan.mode, 1)
         bias = bias_ih
         if bias_ih is not None and bias_hh is not None:
@@ -225,12 +265,12 @@ class _Recurrence(torch.autograd.Function):
         grads = (grad_output, grad_hidden) if grad_cell is None else (grad_output, grad_hidden, grad_cell)
         if torch.is_grad_enabled():  # to be differentiated again: made anew, by operations that autograd can follow
             return None, *_readable_gradients(plan, given, grads, ctx.needs_input_grad[1:])
-        data, hidden, cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = given
+        data, hidden, cell, weight_ih, weight_hh, _, bias_hh, weight_hr = given
         gates, cell_values, inner, output = ctx.saved_tensors[8:]
         wanted = ctx.needs_input_grad[1:]
         dtype = weight_ih.dtype
         with torch.autocast(data.device.type, enabled=False):
-            x, h, c = (None if part is None else part.to(dtype) for part in (data, hidden, cell))
+            x, h, c = data.to(dtype), hidden.to(dtype), None if cell is None else cell.to(dtype)
             size = len(weight_hh) // GATES.get(plan.mode, 1)
             width = 4 * size if plan.mode == "GRU" else gates.shape[1]
             loop = _Loop(
@@ -267,13 +307,9 @@ def _weight_gradients(
     for_data, _, _, for_ih, for_hh, for_bias_ih, for_bias_hh, for_hr = wanted
     grad = loop.grad_gates
     assert grad is not None
-    # Which columns belong to which rows of W_e and of W_h.
-    all_rows = [(slice(None), grad)]
-    of_input = of_hidden = all_rows
+    of_input = [(slice(None), grad)]  # rows of W_e and what comes back through them
     if plan.mode == "GRU":
-        both, recalled, candidate = slice(0, 2 * size), slice(2 * size, 3 * size), slice(3 * size, None)
-        of_input = [(both, grad[:, both]), (recalled, grad[:, candidate])]
-        of_hidden = [(slice(None), grad[:, : 3 * size])]
+        of_input = [(slice(0, 2 * size), grad[:, : 2 * size]), (slice(2 * size, None), grad[:, 3 * size :])]
     data_grad = ih_grad = hh_grad = bias_ih_grad = bias_hh_grad = hr_grad = None
     if for_data:
         (rows, part), *rest = of_input
@@ -281,18 +317,15 @@ def _weight_gradients(
         for rows, part in rest:
             data_grad.addmm_(part, weight_ih[rows])
     if for_ih:
-        ih_grad = torch.empty_like(weight_ih, memory_format=torch.contiguous_format)
-        for rows, part in of_input:
-            torch.mm(part.t(), data, out=ih_grad[rows])
+        parts = [part.t() @ data for _, part in of_input]
+        ih_grad = parts[0] if len(parts) == 1 else torch.cat(parts)
     if for_hh:
         before = plan.state_before(loop.output, loop.first_hidden)
-        hh_grad = torch.empty_like(loop.weight_hh)
         if plan.mode == "GRU_RESET_BEFORE":
             assert loop.inner is not None
-            torch.mm(grad[:, : 2 * size].t(), before, out=hh_grad[: 2 * size])
-            torch.mm(grad[:, 2 * size :].t(), loop.inner, out=hh_grad[2 * size :])
+            hh_grad = torch.cat((grad[:, : 2 * size].t() @ before, grad[:, 2 * size :].t() @ loop.inner))
         else:
-            torch.mm(of_hidden[0][1].t(), before, out=hh_grad)
+            hh_grad = (grad[:, : 3 * size] if plan.mode == "GRU" else grad).t() @ before
     if for_bias_ih or for_bias_hh:
         sums = grad.sum(0)
         bias_ih_grad = bias_hh_grad = sums
@@ -314,9 +347,7 @@ def _readable_gradients(
     own = Weights(*weights)  # type: ignore[arg-type]  # the last may be None
     state: State = HiddenState(hidden) if cell is None else LSTMState(hidden, cell)
     directions = 2 if plan.backwards else 1  # the second one reads backwards
-    done = readable_layer(
-        _binding(plan.mode), data, plan.steps.batch_sizes, [state] * directions, [own] * directions
-    )
+    done = readable_layer(_binding(plan.mode), data, plan.steps.batch_sizes, [state] * directions, [own] * directions)
     width = hidden.shape[1]
     results = [done.output[:, (directions - 1) * width :], *done.states[-1]]
     inputs = [part for part, want in zip(given, wanted, strict=True) if part is not None and want]
@@ -428,7 +459,7 @@ def _backward(loop: _Loop, plan: _Plan) -> None:
         back_second = prepared(loop.weight_hh[direct:].t())
     elif loop.weight_hr is not None:
         back_second = prepared(loop.weight_hr.t())
-    for rows, known, before in reversed(list(plan.steps.places(plan.backwards))):
+    for rows, _, _ in reversed(list(plan.steps.places(plan.backwards))):
         count = rows.stop - rows.start
         own, now = carried[:count], grad[rows]
         blocks = now.view(count, -1, size)

@@ -14,10 +14,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
 #endif
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -103,25 +105,39 @@ inline Vector<real> exp(Vector<real> x) {
     constexpr real ln2_high = single ? real(0.693359375) : real(0.6931471803691238);
     constexpr real ln2_low = single ? real(-2.12194440e-4) : real(1.9082149292705877e-10);
     using Integers = typename Types<real>::Integers;
-    Vector<real> within = x < low ? low - (x - x) : x;  // not a number stays what it is
-    within = within > high ? high - (x - x) : within;
+    Vector<real> within = x < low ? Vector<real>{} + low : x;
+    within = within > high ? Vector<real>{} + high : within;
     Vector<real> shifted = within * real(1.4426950408889634) + magic;
     Vector<real> n = shifted - magic;
     Vector<real> r = within - n * ln2_high - n * ln2_low;
     Vector<real> series = r / real(terms) + 1;
     for (int k = terms - 1; k; --k) series = series * r * real(1.0 / k) + 1;
     Integers scaled = (Integers)series + ((Integers)shifted << mantissa);  // casts of vectors keep their bits
-    return x == x ? (Vector<real>)scaled : x;
+    return x == x ? (Vector<real>)scaled : x;  // not a number stays what it is
 }
+
+// 1 / x, to the last bit or two: an estimate and a step of Newton's method take less time than a division.
+inline Vector<float> inverse(Vector<float> x) {
+#if defined(__AVX512F__)
+    auto near = (Vector<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+    return near * (2 - x * near);
+#elif defined(__AVX2__)
+    auto near = (Vector<float>)_mm256_rcp_ps((__m256)x);
+    return near * (2 - x * near);
+#else
+    return 1 / x;
+#endif
+}
+inline Vector<double> inverse(Vector<double> x) { return 1 / x; }
 
 template <class real>
 inline Vector<real> sigmoid(Vector<real> x) {
-    return 1 / (1 + exp<real>(-x));
+    return inverse(1 + exp<real>(-x));
 }
 
 template <class real>
 inline Vector<real> tanh(Vector<real> x) {
-    return 1 - 2 / (1 + exp<real>(x + x));
+    return 1 - 2 * inverse(1 + exp<real>(x + x));
 }
 
 // ---- products ------------------------------------------------------------------------------------------------------
@@ -221,19 +237,55 @@ struct Layer {
     real* grad_cell;             // [N, H], likewise
 };
 
-struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-};
-template <class real>
-using Buffer = std::unique_ptr<real[], Free>;
+// Memory for the weights as they are laid out, kept from call to call, in large pages where the system has them: in
+// small ones, which lie anywhere, weights that would fit the second-level cache push each other out of it.
+class Workspace {
+    static constexpr std::size_t PAGE = std::size_t(1) << 21;
+    char* memory = nullptr;
+    std::size_t size = 0, used = 0;
 
-template <class real>
-Buffer<real> buffer(int64_t size) {
-    std::size_t bytes = (std::max<int64_t>(size, 1) * sizeof(real) + 63) / 64 * 64;
-    return Buffer<real>(static_cast<real*>(std::aligned_alloc(64, bytes)));
-}
+public:
+    Workspace() = default;
+    Workspace(const Workspace&) = delete;
+    ~Workspace() { std::free(memory); }
+
+    // Forget what was taken before, and have at least so many bytes.
+    void begin(std::size_t bytes) {
+        used = 0;
+        if (bytes <= size) return;
+        std::free(memory);
+        size = (bytes + PAGE - 1) / PAGE * PAGE;
+        memory = static_cast<char*>(std::aligned_alloc(PAGE, size));
+#ifdef MADV_HUGEPAGE
+        madvise(memory, size, MADV_HUGEPAGE);
+#endif
+    }
+    template <class real>
+    real* take(int64_t count) {
+        real* taken = reinterpret_cast<real*>(memory + used);
+        used += bytes_of<real>(count);
+        return taken;
+    }
+    template <class real>
+    static std::size_t bytes_of(int64_t count) {
+        return (count * sizeof(real) + 63) / 64 * 64;
+    }
+};
+
+thread_local Workspace workspace;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The numbers of a step that all threads read, twice: one half is read while the other is written. Rows are a little
+// apart, since at distances of a power of two they would push each other out of the cache.
+template <class real>
+struct Shared {
+    int64_t rows, stride;
+    real* memory = nullptr;
+    Shared(int64_t rows, int64_t width) : rows(rows), stride(divide_up(width, 16) * 16 + 16) {}
+    int64_t size() const { return 2 * rows * stride; }
+    real* row(int64_t step, int64_t n) const { return memory + (step % 2 * rows + n) * stride; }
+};
 
 // Where each step stands: its rows, and the step that came before it in the order of reading.
 struct Place {
@@ -285,9 +337,10 @@ inline void meet() {
 template <class real>
 struct Row {
     const Layer<real>& layer;
-    int64_t at;          // row of the packed data
-    const real* hidden;  // h(t-1) [O]
-    const real* cell;    // c(t-1) [H]
+    int64_t at;           // row of the packed data
+    const real* hidden;   // h(t-1) [O]
+    const real* cell;     // c(t-1) [H]
+    real* next;           // where the step after reads h(t) [O]
     using V = Vector<real>;
     static constexpr int W = WIDTH<real>;
 
@@ -295,6 +348,10 @@ struct Row {
         return layer.gates + at * gates_of(layer.mode) * layer.hidden + number * layer.hidden + unit;
     }
     real* output(int64_t unit) const { return layer.output + at * layer.width + unit; }
+    void give(int64_t unit, int64_t width, V value) const {
+        store(output(unit), value, width);
+        store(next + unit, value, width);
+    }
     real* inner(int64_t unit) const { return layer.inner + at * layer.hidden + unit; }
 
     static int64_t gates_of(int64_t mode) { return mode == LSTM ? 4 : mode >= GRU ? 3 : 1; }
@@ -304,7 +361,7 @@ struct Row {
         value = layer.mode == RNN_TANH    ? tanh<real>(value)
                 : layer.mode == RNN_RELU ? V(value < 0 ? V{} : value)
                                          : sigmoid<real>(value);
-        store(output(unit), value, width);
+        give(unit, width, value);
     }
 
     void lstm(int64_t unit, int64_t width, const real* sums) const {
@@ -318,7 +375,11 @@ struct Row {
         store(gate(2, unit), candidate, width);
         store(gate(3, unit), output_gate, width);
         store(layer.cells + at * layer.hidden + unit, now, width);
-        store(layer.weight_hr ? inner(unit) : output(unit), V(output_gate * tanh<real>(now)), width);
+        V hidden_now = output_gate * tanh<real>(now);
+        if (layer.weight_hr)
+            store(inner(unit), hidden_now, width);
+        else
+            give(unit, width, hidden_now);
     }
 
     void gru(int64_t unit, int64_t width, const real* sums) const {
@@ -346,20 +407,9 @@ struct Row {
 
     void finish_gru(int64_t unit, int64_t width, V update, V candidate) const {
         store(gate(2, unit), candidate, width);
-        store(output(unit), V(candidate + update * (load(hidden + unit, width) - candidate)), width);
+        give(unit, width, V(candidate + update * (load(hidden + unit, width) - candidate)));
     }
 };
-
-// Every row of a step, in groups of neighbours in memory: `body(row in the batch, rows, where their h(t-1) lies)`.
-template <class real, class Body>
-void groups_of(const Layer<real>& layer, const Place& place, Body body) {
-    auto run = [&](int64_t begin, int64_t end, const real* hidden) {
-        for (int64_t n = begin; n < end; n += GROUP)
-            body(n, std::min(GROUP, end - n), hidden + n * layer.width);
-    };
-    run(0, place.rows_before, layer.output + place.first_before * layer.width);
-    run(place.rows_before, place.rows, layer.first_hidden);
-}
 
 template <class real>
 const real* cell_before(const Layer<real>& layer, const Place& place, int64_t n) {
@@ -373,7 +423,7 @@ Row<real> row_of(const Layer<real>& layer, const Place& place, int64_t n) {
     const real* hidden = n < place.rows_before
                              ? layer.output + (place.first_before + n) * layer.width
                              : layer.first_hidden + n * layer.width;
-    return {layer, place.first + n, hidden, cell_before(layer, place, n)};
+    return {layer, place.first + n, hidden, cell_before(layer, place, n), layer.output + (place.first + n) * layer.width};
 }
 
 // A layer's main product: GATES vectors of sums for every WIDTH units, or two neighbours where there is one gate.
@@ -385,47 +435,60 @@ void forward_loop(const Layer<real>& layer, Gates gates) {
     const int64_t blocks = divide_up(H, UNITS), second_blocks = divide_up(O, 2 * W);
     const bool projected = layer.weight_hr, before = layer.mode == GRU_RESET_BEFORE;
     const int64_t second_size = projected || before ? second_blocks * H * 2 * W : 0;
-    auto panels = buffer<real>(blocks * O * line), second_panels = buffer<real>(second_size);
     auto steps = places(layer);
+    Shared<real> states(layer.batch, O);
+    const int64_t size = blocks * O * line;
+    workspace.begin(Workspace::bytes_of<real>(size) + Workspace::bytes_of<real>(second_size) +
+                    Workspace::bytes_of<real>(states.size()));
+    real* panels = workspace.take<real>(size);
+    real* second_panels = workspace.take<real>(second_size);
+    states.memory = workspace.take<real>(states.size());
+    for (int64_t half = 0; half < 2; ++half)
+        for (int64_t n = 0; n < layer.batch; ++n)
+            std::copy_n(layer.first_hidden + n * O, O, states.row(half, n));
     in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
         Share own(blocks, thread, threads), own_second(second_blocks, thread, threads);
-        auto sums = buffer<real>(GROUP * line);
+        std::vector<real> sums(GROUP * line);
         for (int64_t b = own.begin; b < own.end; ++b)
             pack<real, VECTORS>(layer.weight_hh + b * UNITS * O, O, 1, O, UNITS == W ? H : 0,
-                                std::min<int64_t>(UNITS, H - b * UNITS), panels.get() + b * O * line);
+                                std::min<int64_t>(UNITS, H - b * UNITS), panels + b * O * line);
         for (int64_t b = own_second.begin; second_size && b < own_second.end; ++b) {
             const real* weights = projected ? layer.weight_hr : layer.weight_hh + 2 * H * O;
             pack<real, 2>(weights + b * 2 * W * H, H, 1, H, 0, std::min<int64_t>(2 * W, O - b * 2 * W),
-                          second_panels.get() + b * H * 2 * W);
+                          second_panels + b * H * 2 * W);
         }
-        for (const Place& place : steps) {
+        for (std::size_t t = 0; t < steps.size(); ++t) {
+            const Place& place = steps[t];
+            auto row = [&](int64_t n) {
+                return Row<real>{layer, place.first + n, states.row(t, n), cell_before(layer, place, n),
+                                 states.row(t + 1, n)};
+            };
             for (int64_t b = own.begin; b < own.end; ++b)
-                groups_of(layer, place, [&](int64_t n, int64_t rows, const real* hidden) {
-                    product<real, VECTORS>(rows, hidden, O, panels.get() + b * O * line, O, sums.get());
+                for (int64_t n = 0; n < place.rows; n += GROUP) {
+                    int64_t rows = std::min(GROUP, place.rows - n);
+                    product<real, VECTORS>(rows, states.row(t, n), states.stride, panels + b * O * line, O,
+                                           sums.data());
                     for (int64_t r = 0; r < rows; ++r)
                         for (int64_t u = 0; u < UNITS; u += W) {
                             int64_t unit = b * UNITS + u;
-                            if (unit < H)
-                                gates(row_of(layer, place, n + r), unit, std::min(W, H - unit),
-                                      sums.get() + r * line + u);
+                            if (unit < H) gates(row(n + r), unit, std::min(W, H - unit), sums.data() + r * line + u);
                         }
-                });
+                }
             meet();
             if (!second_size) continue;
             for (int64_t b = own_second.begin; b < own_second.end; ++b)
                 for (int64_t n = 0; n < place.rows; n += GROUP) {
                     int64_t rows = std::min(GROUP, place.rows - n);
                     product<real, 2>(rows, layer.inner + (place.first + n) * H, H,
-                                     second_panels.get() + b * H * 2 * W, H, sums.get());
+                                     second_panels + b * H * 2 * W, H, sums.data());
                     for (int64_t r = 0; r < rows; ++r)
-                        for (int64_t unit = b * 2 * W, end = std::min(O, unit + 2 * W), v = 0; unit < end;
-                             unit += W, ++v) {
-                            Row<real> row = row_of(layer, place, n + r);
-                            const real* own_sums = sums.get() + (r * 2 + v) * W;
+                        for (int64_t v = 0; v < 2 && b * 2 * W + v * W < O; ++v) {
+                            int64_t unit = b * 2 * W + v * W, width = std::min(W, O - unit);
+                            const real* own_sums = sums.data() + (r * 2 + v) * W;
                             if (projected)
-                                store(row.output(unit), load(own_sums), std::min(W, O - unit));
+                                row(n + r).give(unit, width, load(own_sums));
                             else
-                                row.gru_after_reset(unit, std::min(W, O - unit), own_sums);
+                                row(n + r).gru_after_reset(unit, width, own_sums);
                         }
                 }
             meet();
@@ -455,14 +518,16 @@ void forward(const Layer<real>& layer) {
 template <class real>
 struct Back {
     const Row<real>& row;
-    int64_t n;  // row of the batch
+    int64_t n;     // row of the batch
+    real* shared;  // the same gradients of the gates, where the products of this step read them
     using V = Vector<real>;
 
     static int64_t grads_of(int64_t mode) { return mode == GRU ? 4 : Row<real>::gates_of(mode); }
 
-    real* grad_gate(int64_t number, int64_t unit) const {
-        const Layer<real>& layer = row.layer;
-        return layer.grad_gates + (row.at * grads_of(layer.mode) + number) * layer.hidden + unit;
+    void set(int64_t number, int64_t unit, int64_t width, V grad) const {
+        const int64_t column = number * row.layer.hidden + unit;
+        store(row.layer.grad_gates + row.at * grads_of(row.layer.mode) * row.layer.hidden + column, grad, width);
+        store(shared + column, grad, width);
     }
     V gate(int64_t number, int64_t unit, int64_t width) const { return load(row.gate(number, unit), width); }
 
@@ -471,7 +536,7 @@ struct Back {
         V slope = row.layer.mode == RNN_TANH   ? V(1 - h * h)
                   : row.layer.mode == RNN_RELU ? V(h > 0 ? V{} + 1 : V{})
                                                : V(h * (1 - h));
-        store(grad_gate(0, unit), V(grad * slope), width);
+        set(0, unit, width, V(grad * slope));
     }
 
     void lstm(int64_t unit, int64_t width, V grad) const {
@@ -481,10 +546,10 @@ struct Back {
         V squashed = tanh<real>(load(layer.cells + row.at * layer.hidden + unit, width));
         real* carried = layer.grad_cell + n * layer.hidden + unit;
         V grad_cell = load(carried, width) + grad * output * (1 - squashed * squashed);
-        store(grad_gate(0, unit), V(grad_cell * candidate * input * (1 - input)), width);
-        store(grad_gate(1, unit), V(grad_cell * load(row.cell + unit, width) * forget * (1 - forget)), width);
-        store(grad_gate(2, unit), V(grad_cell * input * (1 - candidate * candidate)), width);
-        store(grad_gate(3, unit), V(grad * squashed * output * (1 - output)), width);
+        set(0, unit, width, V(grad_cell * candidate * input * (1 - input)));
+        set(1, unit, width, V(grad_cell * load(row.cell + unit, width) * forget * (1 - forget)));
+        set(2, unit, width, V(grad_cell * input * (1 - candidate * candidate)));
+        set(3, unit, width, V(grad * squashed * output * (1 - output)));
         store(carried, V(grad_cell * forget), width);
     }
 
@@ -493,8 +558,8 @@ struct Back {
         V update = gate(1, unit, width), candidate = gate(2, unit, width);
         V grad_candidate = grad * (1 - update) * (1 - candidate * candidate);
         V grad_update = grad * (load(row.hidden + unit, width) - candidate) * update * (1 - update);
-        store(grad_gate(1, unit), grad_update, width);
-        store(grad_gate(row.layer.mode == GRU ? 3 : 2, unit), grad_candidate, width);
+        set(1, unit, width, grad_update);
+        set(row.layer.mode == GRU ? 3 : 2, unit, width, grad_candidate);
         store(row.layer.grad_hidden + n * row.layer.width + unit, V(grad * update), width);
         return grad_candidate;
     }
@@ -502,14 +567,14 @@ struct Back {
     void gru(int64_t unit, int64_t width, V grad) const {
         V reset = gate(0, unit, width), grad_candidate = gru_output(unit, width, grad);
         V grad_reset = grad_candidate * load(row.inner(unit), width) * reset * (1 - reset);
-        store(grad_gate(0, unit), grad_reset, width);
-        store(grad_gate(2, unit), V(grad_candidate * reset), width);
+        set(0, unit, width, grad_reset);
+        set(2, unit, width, V(grad_candidate * reset));
     }
 
     // `grad` is that of reset(t) * h(t-1).
     void gru_reset(int64_t unit, int64_t width, V grad) const {
         V reset = gate(0, unit, width);
-        store(grad_gate(0, unit), V(grad * load(row.hidden + unit, width) * reset * (1 - reset)), width);
+        set(0, unit, width, V(grad * load(row.hidden + unit, width) * reset * (1 - reset)));
         real* carried = row.layer.grad_hidden + n * row.layer.width + unit;
         store(carried, V(load(carried, width) + grad * reset), width);
     }
@@ -522,27 +587,34 @@ void backward(const Layer<real>& layer) {
     const int64_t stride = Back<real>::grads_of(layer.mode) * H;
     const int64_t blocks = divide_up(O, UNITS), cell_blocks = divide_up(H, UNITS);
     const bool projected = layer.weight_hr, before = layer.mode == GRU_RESET_BEFORE, gru = layer.mode == GRU;
-    auto panels = buffer<real>(blocks * GH * UNITS), cell_panels = buffer<real>(projected ? cell_blocks * O * UNITS : 0);
     auto steps = places(layer);
+    Shared<real> grads(layer.batch, stride);
+    const int64_t size = blocks * GH * UNITS, cell_size = projected ? cell_blocks * O * UNITS : 0;
+    workspace.begin(Workspace::bytes_of<real>(size) + Workspace::bytes_of<real>(cell_size) +
+                    Workspace::bytes_of<real>(grads.size()));
+    real* panels = workspace.take<real>(size);
+    real* cell_panels = workspace.take<real>(cell_size);
+    grads.memory = workspace.take<real>(grads.size());
     in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
         Share own(blocks, thread, threads), own_cells(cell_blocks, thread, threads);
-        auto sums = buffer<real>(GROUP * UNITS);
+        std::vector<real> sums(GROUP * UNITS);
         for (int64_t b = own.begin; b < own.end; ++b)
             pack<real, 2>(layer.weight_hh + b * UNITS, 1, O, GH, 0, std::min(UNITS, O - b * UNITS),
-                          panels.get() + b * GH * UNITS);
+                          panels + b * GH * UNITS);
         for (int64_t b = own_cells.begin; projected && b < own_cells.end; ++b)
             pack<real, 2>(layer.weight_hr + b * UNITS, 1, H, O, 0, std::min(UNITS, H - b * UNITS),
-                          cell_panels.get() + b * O * UNITS);
-        for (auto place = steps.rbegin(); place != steps.rend(); ++place) {
+                          cell_panels + b * O * UNITS);
+        for (int64_t t = layer.steps - 1; t >= 0; --t) {
+            const Place* place = &steps[t];
             // Sums of a panel with rows of `in` from column `from` to `to`, the panel's depth; `body` for each vector.
             auto each_sum = [&](int64_t b, int64_t end, const real* panel, auto multiply, auto body) {
                 for (int64_t n = 0; n < place->rows; n += GROUP) {
                     int64_t rows = std::min(GROUP, place->rows - n);
-                    multiply(place->first + n, rows, panel);
+                    multiply(n, rows, panel);
                     for (int64_t r = 0; r < rows; ++r)
                         for (int64_t v = 0; v < 2 && b * UNITS + v * W < end; ++v) {
                             int64_t unit = b * UNITS + v * W;
-                            body(n + r, unit, std::min(W, end - unit), load(sums.get() + (r * 2 + v) * W));
+                            body(n + r, unit, std::min(W, end - unit), load(sums.data() + (r * 2 + v) * W));
                         }
                 }
             };
@@ -557,7 +629,7 @@ void backward(const Layer<real>& layer) {
             };
             for (int64_t n = 0; n < place->rows; ++n) {
                 Row<real> row = row_of(layer, *place, n);
-                Back<real> back{row, n};
+                Back<real> back{row, n, grads.row(t, n)};
                 for (int64_t unit = own.begin * UNITS; unit < std::min(O, own.end * UNITS); unit += W) {
                     int64_t width = std::min(W, O - unit);
                     Vector<real> grad = grad_of_output(n, unit, width);
@@ -577,35 +649,35 @@ void backward(const Layer<real>& layer) {
             if (projected) {
                 for (int64_t b = own_cells.begin; b < own_cells.end; ++b)
                     each_sum(
-                        b, H, cell_panels.get() + b * O * UNITS,
-                        [&](int64_t at, int64_t rows, const real* panel) {
-                            product<real, 2>(rows, layer.grad_projected + at * O, O, panel, O, sums.get());
+                        b, H, cell_panels + b * O * UNITS,
+                        [&](int64_t n, int64_t rows, const real* panel) {
+                            product<real, 2>(rows, layer.grad_projected + (place->first + n) * O, O, panel, O, sums.data());
                         },
                         [&](int64_t n, int64_t unit, int64_t width, Vector<real> grad) {
                             Row<real> row = row_of(layer, *place, n);
-                            Back<real>{row, n}.lstm(unit, width, grad);
+                            Back<real>{row, n, grads.row(t, n)}.lstm(unit, width, grad);
                         });
                 meet();
             }
             if (before) {
                 for (int64_t b = own.begin; b < own.end; ++b)
                     each_sum(
-                        b, O, panels.get() + (b * GH + 2 * H) * UNITS,
-                        [&](int64_t at, int64_t rows, const real* panel) {
-                            product<real, 2>(rows, layer.grad_gates + at * stride + 2 * H, stride, panel, H, sums.get());
+                        b, O, panels + (b * GH + 2 * H) * UNITS,
+                        [&](int64_t n, int64_t rows, const real* panel) {
+                            product<real, 2>(rows, grads.row(t, n) + 2 * H, grads.stride, panel, H, sums.data());
                         },
                         [&](int64_t n, int64_t unit, int64_t width, Vector<real> grad) {
                             Row<real> row = row_of(layer, *place, n);
-                            Back<real>{row, n}.gru_reset(unit, width, grad);
+                            Back<real>{row, n, grads.row(t, n)}.gru_reset(unit, width, grad);
                         });
                 meet();
             }
             const int64_t direct = before ? 2 * H : GH;  // gates that read h(t-1) itself
             for (int64_t b = own.begin; b < own.end; ++b)
                 each_sum(
-                    b, O, panels.get() + b * GH * UNITS,
-                    [&](int64_t at, int64_t rows, const real* panel) {
-                        product<real, 2>(rows, layer.grad_gates + at * stride, stride, panel, direct, sums.get());
+                    b, O, panels + b * GH * UNITS,
+                    [&](int64_t n, int64_t rows, const real* panel) {
+                        product<real, 2>(rows, grads.row(t, n), grads.stride, panel, direct, sums.data());
                     },
                     add_to_hidden);
         }
@@ -657,7 +729,7 @@ inline void dots(const weight* weights, int64_t depth, const float* x, Vector<fl
     for (int r = 0; r < ROWS; ++r) out[r] = sum<float>(total[r][0] + total[r][1]);
 }
 
-// out[b][row] = scale[row] * (weights[row] . x[b]) (+ bias[row]) for rows of weights from `begin` to `end`.
+// out[b][row - begin] = scale[row] * (weights[row] . x[b]) (+ bias[row]) for rows of weights from `begin` to `end`.
 template <class weight>
 void linear_part(const weight* weights, const float* scales, const float* bias, int64_t depth, const float* x,
                  int64_t batch, float* out, int64_t out_stride, int64_t begin, int64_t end) {
@@ -678,7 +750,7 @@ void linear_part(const weight* weights, const float* scales, const float* bias, 
                         dots<1>(weights + (row + r) * depth, depth, own, tail, found + r);
                 for (int64_t r = 0; r < rows; ++r) {
                     float value = scales ? found[r] * scales[row + r] : found[r];
-                    out[b * out_stride + row + r] = bias ? value + bias[row + r] : value;
+                    out[b * out_stride + row - begin + r] = bias ? value + bias[row + r] : value;
                 }
             }
         }
@@ -689,7 +761,68 @@ void linear(const weight* weights, const float* scales, const float* bias, int64
             int64_t batch, float* out, int64_t threads) {
     in_parallel(threads, [&](int64_t thread, int64_t of) {
         Share own(divide_up(rows, 16), thread, of);
-        linear_part(weights, scales, bias, depth, x, batch, out, rows, own.begin * 16, std::min(rows, own.end * 16));
+        linear_part(weights, scales, bias, depth, x, batch, out + own.begin * 16, rows, own.begin * 16,
+                    std::min(rows, own.end * 16));
+    });
+}
+
+// One step of a layer: every weight is read once, from where it is.
+struct Step {
+    Layer<float> layer;  // its matrices and biases are not read: they are below
+    int64_t inputs;
+    const float* x;  // [N, inputs]
+    const void *weight_ih, *weight_hh, *weight_hr;
+    const float *scale_ih, *scale_hh, *scale_hr;  // of the rows of int8 matrices; null for those of floats
+    const float *bias_ih, *bias_hh;               // [G * H] or null
+};
+
+template <class weight>
+void step(const Step& s) {
+    constexpr int64_t W = WIDTH<float>;
+    const Layer<float>& layer = s.layer;
+    const auto ih = static_cast<const weight*>(s.weight_ih), hh = static_cast<const weight*>(s.weight_hh);
+    const int64_t H = layer.hidden, O = layer.width, N = layer.batch, G = Row<float>::gates_of(layer.mode);
+    const bool before = layer.mode == GRU_RESET_BEFORE;
+    const int64_t recalled = before ? 2 : G, line = recalled * W;
+    const int64_t blocks = divide_up(H, W);
+    const Place place{N, 0, 0, 0};
+    in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
+        Share own(blocks, thread, threads);
+        std::vector<float> sums(N * line);
+        for (int64_t b = own.begin; b < own.end; ++b) {
+            const int64_t unit = b * W, width = std::min(W, H - unit);
+            for (int64_t g = 0; g < G; ++g)
+                linear_part(ih, s.scale_ih, s.bias_ih, s.inputs, s.x, N, layer.gates + g * H + unit, G * H,
+                            g * H + unit, g * H + unit + width);
+            for (int64_t g = 0; g < recalled; ++g)
+                linear_part(hh, s.scale_hh, s.bias_hh, O, layer.first_hidden, N, sums.data() + g * W, line,
+                            g * H + unit, g * H + unit + width);
+            for (int64_t n = 0; n < N; ++n) {
+                Row<float> row = row_of(layer, place, n);
+                const float* own_sums = sums.data() + n * line;
+                switch (layer.mode) {
+                    case LSTM: row.lstm(unit, width, own_sums); break;
+                    case GRU: row.gru(unit, width, own_sums); break;
+                    case GRU_RESET_BEFORE: row.gru_before(unit, width, own_sums); break;
+                    default: row.rnn(unit, width, own_sums);
+                }
+            }
+        }
+        if (!before && !layer.weight_hr) return;
+        meet();
+        if (layer.weight_hr) {
+            Share rows(O, thread, threads);
+            linear_part(static_cast<const weight*>(s.weight_hr), s.scale_hr, nullptr, H, layer.inner, N,
+                        layer.output + rows.begin, O, rows.begin, rows.end);
+            return;
+        }
+        for (int64_t b = own.begin; b < own.end; ++b) {
+            const int64_t unit = b * W, width = std::min(W, H - unit);
+            linear_part(hh, s.scale_hh, s.bias_hh, H, layer.inner, N, sums.data(), line, 2 * H + unit,
+                        2 * H + unit + width);
+            for (int64_t n = 0; n < N; ++n)
+                row_of(layer, place, n).gru_after_reset(unit, width, sums.data() + n * line);
+        }
     });
 }
 
@@ -697,8 +830,6 @@ void linear(const weight* weights, const float* scales, const float* bias, int64
 
 extern "C" {
 
-// Raised whenever a signature or a structure changes.
-int64_t recurra_version() { return 1; }
 void recurra_forward_float(const Layer<float>* layer) { forward(*layer); }
 void recurra_forward_double(const Layer<double>* layer) { forward(*layer); }
 void recurra_backward_float(const Layer<float>* layer) { backward(*layer); }
@@ -711,4 +842,6 @@ void recurra_linear_int8(const std::int8_t* weights, const float* scales, const 
                          int64_t depth, const float* x, int64_t batch, float* out, int64_t threads) {
     linear(weights, scales, bias, rows, depth, x, batch, out, threads);
 }
+void recurra_step_float(const Step* s) { step<float>(*s); }
+void recurra_step_int8(const Step* s) { step<std::int8_t>(*s); }
 }

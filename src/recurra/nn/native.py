@@ -23,7 +23,10 @@ import platformdirs
 import torch
 from torch import Tensor
 
-__all__ = ["MODES", "available", "linear", "run", "why_not"]
+from .cells import Weights
+from .int8 import int8_of
+
+__all__ = ["MODES", "available", "linear", "run", "step", "why_not"]
 
 MODES = ("RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "LSTM", "GRU", "GRU_RESET_BEFORE")  # in the order of native.cpp
 TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -48,6 +51,21 @@ class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [(name, ctypes.c_void_p) for name in TENSORS]
 
 
+class _Step(ctypes.Structure):
+    """``Step`` of ``native.cpp``."""
+
+    MATRICES = ("weight_ih", "weight_hh", "weight_hr")
+    _fields_ = [
+        ("layer", _Layer),
+        ("inputs", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in MATRICES),
+        *((name.replace("weight", "scale"), ctypes.c_void_p) for name in MATRICES),
+        ("bias_ih", ctypes.c_void_p),
+        ("bias_hh", ctypes.c_void_p),
+    ]
+
+
 def available() -> bool:
     """Whether the compiled loops can be used; compiles them if they were not before."""
     return _library() is not None
@@ -68,24 +86,61 @@ def run(name: str, *, numbers: Mapping[str, int], tensors: Mapping[str, Tensor |
     """
     library = _library()
     assert library is not None
-    layer = _Layer(**numbers, threads=torch.get_num_threads())
-    for field, tensor in tensors.items():
-        if tensor is not None:
-            assert tensor.is_contiguous(), field
-            setattr(layer, field, tensor.data_ptr())
+    layer = _layer(numbers, tensors)
     gates = tensors["gates"]
     assert gates is not None
     getattr(library, f"recurra_{name}_{TYPES[gates.dtype]}")(ctypes.byref(layer))
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-    """``scale * (input @ weight.T) + bias`` for a few rows: the weights are read once, from where they are.
+def step(x: Tensor, weights: Weights, *, numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:
+    """Run a layer over one step of a few sequences: every weight is read once, from where it is.
+
+    Args:
+        x: what the layer reads, float32 ``[N, H_in]``.
+        weights: of the cell; all matrices are read as int8 if all of them have such a form (``int8.py``).
+        numbers: as in ``run``.
+        tensors: those of ``run`` that are neither weights nor gradients.
+    """
+    library = _library()
+    assert library is not None
+    matrices = [getattr(weights, name) for name in _Step.MATRICES]
+    rounded = [None if matrix is None else int8_of(matrix) for matrix in matrices]
+    as_int8 = all(small is not None for matrix, small in zip(matrices, rounded, strict=True) if matrix is not None)
+    x = x.contiguous()
+    own = _Step(layer=_layer(numbers, {**tensors, "weight_hr": weights.weight_hr}), inputs=x.shape[1], x=x.data_ptr())
+    for name, matrix, small in zip(_Step.MATRICES, matrices, rounded, strict=True):
+        if matrix is None:
+            continue
+        if as_int8:
+            assert small is not None
+            setattr(own, name, small.values.data_ptr())
+            setattr(own, name.replace("weight", "scale"), small.scale.data_ptr())
+        else:
+            assert matrix.is_contiguous(), name
+            setattr(own, name, matrix.data_ptr())
+    for name in ("bias_ih", "bias_hh"):
+        bias = getattr(weights, name)
+        if bias is not None:
+            setattr(own, name, bias.data_ptr())
+    (library.recurra_step_int8 if as_int8 else library.recurra_step_float)(ctypes.byref(own))
+
+
+def _layer(numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> _Layer:
+    layer = _Layer(**numbers, threads=torch.get_num_threads())
+    for field, tensor in tensors.items():
+        if tensor is not None:
+            assert tensor.is_contiguous(), field
+            setattr(layer, field, tensor.data_ptr())
+    return layer
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias`` for a few rows: the weights are read once, from where they are.
 
     Args:
         input: float32 ``[rows, features]``.
-        weight: float32, or int8 with a scale, ``[outputs, features]``, contiguous.
+        weight: float32 ``[outputs, features]``, contiguous; read as int8 if it has such a form (``int8.py``).
         bias: float32 ``[outputs]``.
-        scale: float32 ``[outputs]``.
     """
     library = _library()
     assert library is not None
@@ -93,10 +148,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Ten
     output = input.new_empty(len(input), len(weight))
     sizes = (*map(ctypes.c_int64, weight.shape), _address(input), ctypes.c_int64(len(input)), _address(output))
     threads = ctypes.c_int64(torch.get_num_threads())
-    if scale is None:
+    small = int8_of(weight)
+    if small is None:
         library.recurra_linear_float(_address(weight), _address(bias), *sizes, threads)
     else:
-        library.recurra_linear_int8(_address(weight), _address(scale), _address(bias), *sizes, threads)
+        library.recurra_linear_int8(_address(small.values), _address(small.scale), _address(bias), *sizes, threads)
     return output
 
 

@@ -9,20 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ROWS_MULTIPLE", "linear", "prepared"]
+from . import native
+
+__all__ = ["MOST_ROWS", "ROWS_MULTIPLE", "linear", "prepared"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # oneDNN compiles a kernel for every new number of rows: where that changes all the time, pad it to a multiple.
 ROWS_MULTIPLE = 16
 
+# A product of so few rows is bound by reading the weights.
+MOST_ROWS = 8
+
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``input @ weight.T + bias``; on a CPU by oneDNN, faster at long, thin matrices than torch's BLAS.
+    """``input @ weight.T + bias``, ``input [rows, features]``; on a CPU by oneDNN, at long, thin matrices the faster.
 
-    ``benchmarks/products.py`` says by how much. Not differentiable.
+    A few rows are multiplied by weights that are read once, as int8 where they have such a form (``int8.py``).
+    ``benchmarks/products.py`` says what is gained. Not differentiable.
     """
-    if _onednn_can(input) and len(input):
+    if 0 < len(input) <= MOST_ROWS and _onednn_can(input) and weight.is_contiguous() and native.available():
+        return native.linear(input, weight, bias)
+    if _onednn_can(input) and len(input) and _dense(input) and _dense(weight):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
         return product
     return F.linear(input, weight, bias)
@@ -38,3 +46,8 @@ def prepared(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], T
 
 def _onednn_can(tensor: Tensor) -> bool:
     return _HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _dense(matrix: Tensor) -> bool:
+    """Whether its numbers are one block of memory, either way round: what oneDNN does with others takes ages."""
+    return matrix.is_contiguous() or matrix.t().is_contiguous()

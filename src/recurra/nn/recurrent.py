@@ -21,7 +21,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack, cast
 
 import torch
 import torch.backends.cudnn.rnn
@@ -29,16 +29,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import cells
+from . import cells, native
 from .cells import HiddenState, LSTMState, State, Step, Weights, check_choice
 from .dropout import check_probability, locked_mask
+from .kernels import kernel_layer
 from .sequences import Sequences, arrange
 from .unrolled import FUSED, Layer, Trace, flat, readable_layer, select, torch_layer
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent", "implementation"]
 
 CONNECTIONS = ("plain", "residual", "dense", "highway")
-IMPLEMENTATIONS = ("auto", "readable", "torch")
+IMPLEMENTATIONS = ("auto", "readable", "torch", "tensor", "compiled")
 
 StackState = Tensor | tuple[Tensor, ...] | LSTMState  # of all layers: see Recurrent.forward
 Device = torch.device | str | None
@@ -289,6 +290,8 @@ class Recurrent(nn.Module, ABC):
         chosen = implementation(self, sequences, trace=trace)
         if chosen == "torch" and sequences.steps:  # torch refuses to run over none
             run = partial(torch_layer, self.mode)
+        elif chosen in ("tensor", "compiled") and sequences.steps:
+            run = partial(kernel_layer, self.mode, compiled=chosen == "compiled")
 
         output = below = self._locked(sequences, sequences.data, self.input_dropout)
         final: list[State] = []
@@ -412,49 +415,69 @@ class Recurrent(nn.Module, ABC):
 
 def implementation(
     stack: Recurrent, sequences: Sequences | None = None, *, trace: bool = False
-) -> Literal["readable", "torch"]:
+) -> Literal["readable", "torch", "tensor", "compiled"]:
     """Choose what runs the layers of a stack over these sequences.
 
     ``'readable'``: the steps of ``cells.py``, one after the other. It has every option and can be differentiated in
-    every way: twice, by ``torch.func``, with respect to what is in a trace.
+    every way: by ``torch.func``, with respect to what is in a trace. Where one of these is asked for, it runs.
 
-    ``'torch'``: torch's fused layers, called one by one, so that what happens between layers and to the weights
-    (dropout of any kind, connections, sizes) costs nothing of their speed. Taken wherever it can be: for 35 steps of 20
-    sequences, forward and backward, with H_cell from 128 to 650, the readable steps take 1.3 to 1.8 times as long for
-    an LSTM, 1.1 to 1.2 times for a GRU, 0.9 to 1.2 times for an RNN (float32, one thread of a CPU, torch 2.13).
+    ``'compiled'``: the kernels of ``kernels.py`` with the loops of ``native.cpp``, on a CPU with a C++ compiler, in
+    float32 or float64. Taken wherever it can be, but for padded batches of small LSTMs, at which oneDNN is as good.
 
-    Not for one or two steps of an LSTM on a CPU: torch lays the weights out anew for oneDNN in every call. One step of
-    one sequence with H_cell 512 takes it 14 ms, the readable one 1.6 ms. Nor for an LSTM with a projection there:
-    oneDNN has none, of which torch warns, and what it does instead is at best 1.4 times as fast as the readable steps.
+    ``'tensor'``: the same kernels with loops of tensor operations, on any device. Without a compiler they are taken on
+    a CPU where they are faster than torch's: for sequences packed; for a GRU from H_cell 256 and an RNN from 512 on, or
+    for one sequence; and for what torch has not: the logistic nonlinearity, a GRU that resets before the product, or,
+    in oneDNN, an LSTM with a projection.
 
-    Nor where torch has no such layer: with the logistic nonlinearity, a GRU that resets before the product, layer
-    normalisation, zoneout or recurrent dropout, or to show the gates (``trace``). Nor under ``torch.func``: there its
-    GRU and RNN cannot write a batch of states into one, and its LSTM loops over the batch. cuDNN's layers cannot be
-    differentiated twice, which cannot be known beforehand: ask for ``'readable'`` there.
+    ``'torch'``: torch's fused layers, one by one. For all else: on a GPU, in lower precision, under torch.compile, and
+    for padded LSTMs without a compiler; but not for one or two steps of an LSTM on a CPU: torch lays the weights out
+    anew for oneDNN in every call.
+
+    ``benchmarks/recurrence.py`` measures all of them side by side; docs/performance.md has what it found. All can be
+    differentiated twice but torch's on cuDNN, which cannot be known beforehand: ask for ``'readable'`` there.
 
     Raises:
-        ValueError: the stack was built with ``implementation='torch'``, but torch has not what is asked for.
+        ValueError: the stack was built with an implementation that has not what is asked for.
     """
-    missing = {
-        stack.mode: stack.mode not in FUSED,
+    asked_for = {
         "layer_norm": stack.layer_norm,
         "zoneout": any(stack._zoneouts),
         "recurrent_dropout": stack.training and stack.recurrent_dropout > 0,
         "trace": trace,
         "torch.func": torch._C._are_functorch_transforms_active(),
     }
-    reasons = [name for name, asked_for in missing.items() if asked_for]
-    if stack.implementation == "torch":
-        if reasons:
-            raise ValueError(f"implementation='torch' has no {', '.join(reasons)}: leave implementation at 'auto'")
-        return "torch"
-    slow = (
-        stack.mode == "LSTM"
-        and sequences is not None
-        and sequences.data.device.type == "cpu"
-        and (sequences.steps <= 2 or stack.proj_size > 0)
-    )
-    return "readable" if reasons or slow or stack.implementation == "readable" else "torch"
+    missing = [name for name, wanted in asked_for.items() if wanted]
+    wish = stack.implementation
+    if wish == "torch" and stack.mode not in FUSED:
+        missing.append(stack.mode)
+    if wish == "compiled" and not native.available():
+        missing.append(f"compiled loops here ({native.why_not()})")
+    if missing and wish not in ("auto", "readable"):
+        raise ValueError(f"implementation={wish!r} has no {', '.join(missing)}: leave implementation at 'auto'")
+    if missing or wish == "readable" or sequences is None:
+        return "readable"
+    if wish != "auto":
+        return cast(Literal["torch", "tensor", "compiled"], wish)
+
+    data = sequences.data
+    on_cpu = data.device.type == "cpu"
+    plain = on_cpu and data.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if plain and not torch.compiler.is_compiling() and not torch._C._is_tracing():
+        size, steps = min(stack.hidden_sizes), sequences.steps
+        packed, alone = sequences.batch_sizes is not None, sequences.batch_size == 1
+        if native.available():
+            onednn = stack.mode == "LSTM" and not stack.proj_size and size < 512 and steps > 2
+            return "torch" if onednn and not packed and not alone else "compiled"
+        faster = {
+            "LSTM": packed or stack.proj_size > 0,
+            "GRU": packed or alone or size >= 256,
+            "RNN_TANH": packed or alone or size >= 512,
+            "RNN_RELU": packed or alone or size >= 512,
+        }
+        if faster.get(stack.mode, True) and steps > 2:
+            return "tensor"
+    slow = stack.mode == "LSTM" and on_cpu and (sequences.steps <= 2 or stack.proj_size > 0)
+    return "readable" if slow or stack.mode not in FUSED else "torch"
 
 
 class RNN(Recurrent):

@@ -19,16 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from recurra.config import UserError
+from recurra.nn.products import ROWS_MULTIPLE, linear
 
 __all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "cutoffs_by_coverage"]
 
 # Scores held at a time. 2**21 float32 scores are 8 MiB: they stay in the last-level cache between the product that
 # makes them and the two that use them, and peak memory no longer grows with time x batch x vocabulary.
 SCORES_PER_CHUNK = 2**21
-
-# oneDNN compiles a kernel for every new number of rows, and a cluster rarely has as many twice: so they are padded.
-ROWS_MULTIPLE = 16
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class OutputLayer(Protocol):
@@ -59,7 +56,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=precise)
         for rows in _chunks(len(hidden), len(weight)):
             h, y = hidden[rows], targets[rows, None]
-            padded = _linear(nn.functional.pad(h, (0, 0, 0, -len(h) % ROWS_MULTIPLE)), weight, bias)
+            padded = linear(nn.functional.pad(h, (0, 0, 0, -len(h) % ROWS_MULTIPLE)), weight, bias)
             scores = padded[: len(h)].to(precise)  # [rows, vocabulary]
             highest = scores.amax(1, keepdim=True)
             of_targets = scores.gather(1, y) - highest
@@ -73,7 +70,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if delta.dtype != padded.dtype:
                 padded[: len(h)] = delta
             if grad_hidden is not None:
-                grad_hidden[rows] = _linear(padded, weight.t())[: len(h)]
+                grad_hidden[rows] = linear(padded, weight.t())[: len(h)]
             if grad_weight is not None:
                 if precise == h.dtype:
                     grad_weight.addmm_(delta.t(), h)  # accumulated in place
@@ -96,15 +93,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return (*(g * grad.to(g.dtype) if needed else None for g, needed in wanted), None)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``input @ weight.T + bias``; on a CPU by oneDNN, faster at long, thin matrices than torch's BLAS.
-
-    ``benchmarks/products.py`` says by how much.
-    """
-    if _HAS_ONEDNN and input.device.type == "cpu" and input.dtype == torch.float32:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-        return product
-    return nn.functional.linear(input, weight, bias)
+def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``hidden @ weight.T + bias`` for ``hidden [..., features]``, faster where nothing is to be differentiated."""
+    if torch.is_grad_enabled():
+        return nn.functional.linear(hidden, weight, bias)
+    return linear(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], len(weight))
 
 
 def _chunks(rows: int, classes: int) -> Iterator[slice]:
@@ -159,7 +152,7 @@ class FullSoftmax(nn.Module):
     def log_probs(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Log-probabilities ``[..., vocabulary]``, or ``[...]`` of the targets."""
         if targets is None:
-            return torch.log_softmax(nn.functional.linear(hidden, self.weight, self.bias), -1)
+            return torch.log_softmax(_scores(hidden, self.weight, self.bias), -1)
         flat = hidden.reshape(-1, hidden.shape[-1])
         return _target_log_probs(flat, self.weight, self.bias, targets.reshape(-1)).view(targets.shape)
 
@@ -235,12 +228,12 @@ class AdaptiveSoftmax(nn.Module):
     def log_probs(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """Log-probabilities ``[..., vocabulary]``, or ``[...]`` of the targets."""
         if targets is None:
-            head = torch.log_softmax(nn.functional.linear(hidden, self.head, self.head_bias), -1)
+            head = torch.log_softmax(_scores(hidden, self.head, self.head_bias), -1)
             parts = [head[..., : self.bounds[0]]]
             for k, (projection, tail, bias) in enumerate(
                 zip(self.projections, self.tails, self.tail_biases, strict=True)
             ):
-                scores = nn.functional.linear(nn.functional.linear(hidden, projection), tail, bias)
+                scores = _scores(_scores(hidden, projection), tail, bias)
                 parts.append(torch.log_softmax(scores, -1) + head[..., self.bounds[0] + k, None])
             return torch.cat(parts, -1)
         flat, words = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)

@@ -1,0 +1,126 @@
+"""Recurrent layers, forward and backward: Recurra against torch.nn, milliseconds of the median, side by side.
+
+    python benchmarks/recurrence.py [--seconds 3] [--no-tensor]
+
+Columns: torch.nn's layer; Recurra's as it chooses by itself (auto) and each of its kernels; how many times as fast as
+torch's auto is; GFLOP/s of auto, and its share of what the faster of two libraries reaches in a large square product.
+The second table is of batches of sentences of different lengths: torch padded, torch packed, Recurra packed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pydoc_data import topics
+
+import numpy as np
+import torch
+from side_by_side import machine, medians
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import recurra.nn
+from recurra.nn import native
+from recurra.nn.sequences import arrange
+
+SHAPES = [(35, 20, 128), (35, 20, 256), (35, 20, 650), (64, 32, 1024), (100, 1, 512), (400, 16, 256)]  # T, B, H
+PACKED = [(32, 200), (32, 512), (32, 650)]  # B, H
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def peak() -> float:
+    """FLOP/s of a product of square matrices, by the faster of BLAS and oneDNN."""
+    a = torch.randn(2048, 2048)
+    ways = {"BLAS": lambda: a @ a, "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")}
+    return 2 * 2048**3 / min(medians(ways).values())
+
+
+def sentence_lengths(count: int) -> list[int]:
+    """Words of some sentences of Python's own documentation, drawn at random, long ones first."""
+    text = " ".join(topics.topics.values())
+    lengths = [len(sentence.split()) for sentence in re.split(r"(?<=[.!?])\s+", text)]
+    drawn = np.random.default_rng(1).choice([n for n in lengths if n], count)
+    return sorted(drawn.tolist(), reverse=True)
+
+
+def training(layer: torch.nn.Module, input: object, gradient: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
+        layer.zero_grad()
+        output = layer(input)[0]
+        data = output.data if hasattr(output, "batch_sizes") else output
+        torch.autograd.backward(data, gradient)
+
+    return run
+
+
+def own(kind: str, peer: torch.nn.Module, implementation: str) -> torch.nn.Module:
+    layer = getattr(recurra.nn, kind)(peer.input_size, peer.hidden_size, implementation=implementation)
+    layer.load_state_dict(peer.state_dict())
+    return layer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3, help="for each row")
+    parser.add_argument("--no-tensor", action="store_true", help="leave out the kernels without compiled loops")
+    options = parser.parse_args()
+    kernels = (["compiled"] if native.available() else []) + ([] if options.no_tensor else ["tensor"])
+    best = peak()
+    print(machine())
+    print(f"compiled loops: {native.why_not() or 'yes'}; matrix products: {best / 1e9:.0f} GFLOP/s\n")
+    head = " ".join(f"{name:>9}" for name in ("torch", "auto", *kernels))
+    print(f"{'padded':24} {head} {'x torch':>8} {'GFLOP/s':>8} {'of peak':>8}")
+    ratios: dict[str, list[float]] = {kind: [] for kind in GATES}
+    times: dict[tuple[str, tuple[int, int, int]], float] = {}
+    for steps, batch, size in SHAPES:
+        for kind, gates in GATES.items():
+            peer = getattr(torch.nn, kind)(size, size)
+            input, gradient = torch.randn(steps, batch, size, requires_grad=True), torch.randn(steps, batch, size)
+            layers = {"torch": peer, **{name: own(kind, peer, name) for name in ("auto", *kernels)}}
+            chosen = recurra.nn.implementation(layers["auto"], arrange(input))
+            ways = {name: training(layer, input, gradient) for name, layer in layers.items() if name != chosen}
+            if chosen == "torch":
+                del ways["auto"]
+            found = medians(ways, seconds=options.seconds)
+            found |= {"auto": found["torch"]} if chosen == "torch" else {chosen: found["auto"]}
+            speed = 12 * steps * batch * size * size * gates / found["auto"]
+            ratio = found["torch"] / found["auto"]
+            ratios[kind].append(ratio)
+            times[kind, (steps, batch, size)] = found["auto"]
+            cells = " ".join(f"{found[name] * 1e3:9.2f}" for name in ("torch", "auto", *kernels))
+            name = f"{kind:5}T{steps} B{batch} H{size}"
+            print(f"{name:24} {cells} {ratio:8.2f} {speed / 1e9:8.0f} {speed / best:8.0%}", flush=True)
+    for kind, values in ratios.items():
+        mean = math.exp(sum(map(math.log, values)) / len(values))
+        print(f"{kind}: geometric mean {mean:.2f} x torch.nn.{kind}, worst {min(values):.2f}")
+    for shape in SHAPES:
+        print(
+            f"own GRU / own LSTM at T{shape[0]} B{shape[1]} H{shape[2]}: {times['GRU', shape] / times['LSTM', shape]:.2f}"
+        )
+
+    head = " ".join(f"{name:>9}" for name in ("padded", "packed", "auto", *kernels))
+    print(f"\n{'sentences':24} {head} {'x better of torch':>18}")
+    for batch, size in PACKED:
+        lengths = sentence_lengths(batch)
+        steps = lengths[0]
+        for kind in GATES:
+            peer = getattr(torch.nn, kind)(size, size)
+            input = torch.randn(steps, batch, size)
+            packed = pack_padded_sequence(input, lengths)
+            packed = packed._replace(data=packed.data.detach().requires_grad_())
+            gradient = torch.randn_like(packed.data)
+            ways = {
+                "padded": training(peer, input.requires_grad_(), torch.randn(steps, batch, size)),
+                "packed": training(peer, packed, gradient),
+            }
+            ways |= {name: training(own(kind, peer, name), packed, gradient) for name in ("auto", *kernels)}
+            found = medians(ways, seconds=options.seconds)
+            ratio = min(found["padded"], found["packed"]) / found["auto"]
+            cells = " ".join(f"{found[name] * 1e3:9.2f}" for name in ways)
+            name = f"{kind:5}B{batch} H{size} {sum(lengths) / batch / steps:.0%} filled"
+            print(f"{name:24} {cells} {ratio:18.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
