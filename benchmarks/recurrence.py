@@ -79,11 +79,12 @@ def main() -> None:
             input, gradient = torch.randn(steps, batch, size, requires_grad=True), torch.randn(steps, batch, size)
             layers = {"torch": peer, **{name: own(kind, peer, name) for name in ("auto", *kernels)}}
             chosen = recurra.nn.implementation(layers["auto"], arrange(input))
-            ways = {name: training(layer, input, gradient) for name, layer in layers.items() if name != chosen}
-            if chosen == "torch":
-                del ways["auto"]
-            found = medians(ways, seconds=options.seconds)
-            found |= {"auto": found["torch"]} if chosen == "torch" else {chosen: found["auto"]}
+            if chosen in kernels:
+                del layers[chosen]
+            found = medians(
+                {name: training(each, input, gradient) for name, each in layers.items()}, seconds=options.seconds
+            )
+            found.setdefault(chosen, found["auto"])
             speed = 12 * steps * batch * size * size * gates / found["auto"]
             ratio = found["torch"] / found["auto"]
             ratios[kind].append(ratio)
@@ -95,9 +96,8 @@ def main() -> None:
         mean = math.exp(sum(map(math.log, values)) / len(values))
         print(f"{kind}: geometric mean {mean:.2f} x torch.nn.{kind}, worst {min(values):.2f}")
     for shape in SHAPES:
-        print(
-            f"own GRU / own LSTM at T{shape[0]} B{shape[1]} H{shape[2]}: {times['GRU', shape] / times['LSTM', shape]:.2f}"
-        )
+        share = times["GRU", shape] / times["LSTM", shape]
+        print(f"own GRU / own LSTM at T{shape[0]} B{shape[1]} H{shape[2]}: {share:.2f}")
 
     head = " ".join(f"{name:>9}" for name in ("padded", "packed", "auto", *kernels))
     print(f"\n{'sentences':24} {head} {'x better of torch':>18}")

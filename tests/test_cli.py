@@ -133,6 +133,13 @@ def test_generate_is_repeatable_and_goes_on_from_the_prompt(model, capsys):
     assert run(capsys, "generate", model, "--prompt", "the cat", "--seed", 5, "--max-tokens", 12) == first
 
 
+def test_precision_int8_writes_and_evaluates(model, text, capsys):
+    assert run(capsys, "generate", model, "--precision", "int8", "--seed", 1, "--max-tokens", 5)[0] == 0
+    assert run(capsys, "next", model, "the", "--precision", "int8")[0] == 0
+    assert run(capsys, "evaluate", model, text, "--precision", "int8")[0] == 0
+    assert run(capsys, "next", model, "the", "--precision", "int4")[0] == 2
+
+
 def test_generate_several_as_json(model, capsys):
     _, output, _ = run(capsys, "generate", model, "--count", 3, "--seed", 1, "--max-tokens", 5, "--json")
     passages = [json.loads(line) for line in output.splitlines()]

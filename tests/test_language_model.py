@@ -168,3 +168,32 @@ def test_tensors_of_every_type_come_back(tmp_path):
     assert metadata == {"note": "x"}
     for name, tensor in tensors.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("output", ["full", "adaptive"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_int8_is_close_and_steps_agree_with_reading_at_once(cell, output, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(Text.from_string(TEXT), TokenizerSettings(tokenizer="words"))
+    settings = RecurrentLMSettings(
+        cell=cell, hidden_size=40, layers=2, embedding_size=33, output=output, cutoffs=(3, 5)
+    )
+    recurra.LanguageModel(RecurrentLM(settings, tokenizer.vocabulary.counts), tokenizer).save(tmp_path / "m")
+    exact, small = (recurra.load(tmp_path / "m", precision=precision) for precision in ("float32", "int8"))
+    assert small.perplexity(TEXT) != exact.perplexity(TEXT)
+    assert small.perplexity(TEXT) == pytest.approx(exact.perplexity(TEXT), rel=0.01)
+    tokens = small.tokenizer.encode("the cat sat on the mat").tolist()
+    state, steps = small.model.start(1), []
+    with torch.no_grad():
+        for token in tokens:
+            log_probs, state = small.model.step(torch.tensor([token]), state)
+            steps.append(log_probs)
+        inputs = torch.tensor(tokens)[:, None]
+        found, _ = small.model.score(inputs[:-1], inputs[1:], small.model.start(1))
+    wanted = [float(step[0, token]) for step, token in zip(steps, tokens[1:], strict=False)]
+    assert found[:, 0].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_unknown_precision_is_named(saved):
+    with pytest.raises(UserError, match="precision: expected float32 or int8, got 'int4'"):
+        recurra.load(saved, precision="int4")

@@ -211,6 +211,13 @@ def _duration(seconds: float) -> str:
 # ---- evaluate -----------------------------------------------------------------------------------------------------
 
 
+def _loading_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
+    parser.add_argument(
+        "--precision", choices=("float32", "int8"), default="float32", help="of the weights; int8: faster one by one"
+    )
+
+
 def _evaluate_flags(parser: ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="folder of the model")
     parser.add_argument("text", nargs="+", metavar="TEXT", help="file, folder, glob, .gz, - or CORPUS:SPLIT")
@@ -229,7 +236,7 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--per-token", metavar="FILE", help="write the surprisal of every token as TSV")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
+    _loading_flags(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -243,7 +250,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from recurra.text.batches import write_tokens
     from recurra.text.corpora import open_text
 
-    lm = load(arguments.directory, device=arguments.device)
+    lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
     text = open_text(arguments.text, encoding=arguments.encoding, errors=arguments.errors)
     with tempfile.TemporaryDirectory() as folder:
         stream = write_tokens(text, lm.tokenizer, Path(folder) / "text")
@@ -307,7 +314,7 @@ def _generate_flags(parser: ArgumentParser) -> None:
         "--prompt", default="", metavar="TEXT", help="what to go on from (default: the beginning of a line)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
+    _loading_flags(parser)
     add_flags(parser, GenerationSettings, title="generation")
 
 
@@ -315,10 +322,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     from recurra.generation import GenerationSettings
     from recurra.language_model import load
 
-    own = ("directory", "prompt", "json", "device")
+    own = ("directory", "prompt", "json", "device", "precision")
     flags = {name: value for name, value in vars(arguments).items() if name not in own}
     settings = from_mapping(GenerationSettings, flags, "generate")  # before the model: a mistake is told at once
-    lm = load(arguments.directory, device=arguments.device)
+    lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
     if arguments.json:
         for passage in lm.generate(arguments.prompt, **flags):
             print(json.dumps({"prompt": arguments.prompt, **vars(passage)}, ensure_ascii=False))
@@ -345,13 +352,13 @@ def _next_flags(parser: ArgumentParser) -> None:
     parser.add_argument("-k", type=_positive, default=10, metavar="N", help="likeliest tokens to show (default: 10)")
     parser.add_argument("--words", default="", metavar="A,B,...", help="show these too")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
+    _loading_flags(parser)
 
 
 def _next(arguments: argparse.Namespace) -> int:
     from recurra.language_model import load
 
-    lm = load(arguments.directory, device=arguments.device)
+    lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
     rows = lm.next_tokens(arguments.prompt, arguments.k)
     asked = [word for word in arguments.words.split(",") if word]
     for word in asked:

@@ -102,12 +102,19 @@ class LanguageModel:
                 parameter.copy_(tensors[name])
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str | None = None) -> LanguageModel:
+    def load(cls, directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:
         """Read a model that :meth:`save` or training wrote.
+
+        Args:
+            directory: its folder.
+            device: ``cpu``, ``cuda`` or ``mps``; what there is if not given.
+            precision: of the weights, ``float32`` or ``int8``: see :meth:`RecurrentLM.round_to_int8_`.
 
         Raises:
             UserError: there is none, it is of another kind, or a file of it is damaged.
         """
+        if precision not in ("float32", "int8"):
+            raise UserError(f"precision: expected float32 or int8, got {precision!r}")
         directory = Path(directory)
         content = read_settings(directory, KIND)
         where = str(directory / "settings.json")
@@ -120,6 +127,8 @@ class LanguageModel:
         lm = cls(model, tokenizer, content)
         lm.load_weights(directory)
         model.eval()
+        if precision == "int8":
+            model.round_to_int8_()
         return lm
 
     # ---- reading --------------------------------------------------------------------------------------------------
@@ -197,6 +206,6 @@ class LanguageModel:
         return stream
 
 
-def load(directory: str | Path, *, device: str | None = None) -> LanguageModel:
-    """Read a trained language model from its folder."""
-    return LanguageModel.load(directory, device=device)
+def load(directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:
+    """Read a trained language model from its folder; see :meth:`LanguageModel.load`."""
+    return LanguageModel.load(directory, device=device, precision=precision)

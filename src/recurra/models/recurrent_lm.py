@@ -14,6 +14,7 @@ from recurra.config import UserError, setting
 from recurra.models.protocol import LossSum
 from recurra.nn.dropout import LockedDropout
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
+from recurra.nn.int8 import round_to_int8_
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
 from recurra.text.vocabulary import LINE_END
@@ -160,6 +161,16 @@ class RecurrentLM(nn.Module):
     def detach(self, state: LMState) -> LMState:
         """The same state, cut off from the graph: gradients flow no further back (truncated BPTT)."""
         return LMState(map_state(state.recurrent, Tensor.detach))
+
+    def round_to_int8_(self) -> None:
+        """Round every matrix in place to what int8 can say, with a scale for each row.
+
+        One step of a few rows then reads a quarter of the memory, which is what takes its time; it needs the compiled
+        loops (:mod:`recurra.nn.native`). Longer texts are read by the same rounded weights, as floats.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2 and (self.settings.tied or not name.startswith("embedding.")):
+                round_to_int8_(parameter)
 
     def _read(
         self, inputs: Tensor, state: LMState | None, *, lengths: Tensor | None = None, resets: Tensor | None = None

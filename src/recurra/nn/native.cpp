@@ -87,6 +87,9 @@ inline void store(real* to, Vector<real> value, int64_t width = WIDTH<real>) {
 
 template <class real>
 inline real sum(Vector<real> value) {
+#ifdef __AVX512F__
+    if constexpr (sizeof(real) == 4) return _mm512_reduce_add_ps((__m512)value);
+#endif
     real lanes[WIDTH<real>];
     std::memcpy(lanes, &value, sizeof value);
     for (int half = WIDTH<real> / 2; half; half /= 2)
@@ -701,57 +704,46 @@ inline Vector<float> widen(const std::int8_t* from) {
 #endif
 }
 
-// out[row] = weights[row] . x for `ROWS` rows of weights; `tail` is the end of x, without what whole vectors have taken.
-template <int ROWS, class weight>
-inline void dots(const weight* weights, int64_t depth, const float* x, Vector<float> tail, float* out) {
-    constexpr int64_t W = WIDTH<float>;
+// weights . x; `tail` is the end of x, without what whole vectors have taken. Rows of weights are read one after the
+// other, as they lie in memory: several at a time would be as many places for the processor to fetch ahead from.
+template <class weight>
+inline float dot(const weight* weights, int64_t depth, const float* x, Vector<float> tail) {
+    constexpr int64_t W = WIDTH<float>, CHAINS = 4;  // of sums: one alone would wait for itself
+    constexpr int64_t AHEAD = 2048;                  // bytes to fetch ahead
     if (depth < W) {
-        for (int r = 0; r < ROWS; ++r) {
-            out[r] = 0;
-            for (int64_t k = 0; k < depth; ++k) out[r] += float(weights[r * depth + k]) * x[k];
-        }
-        return;
+        float total = 0;
+        for (int64_t k = 0; k < depth; ++k) total += float(weights[k]) * x[k];
+        return total;
     }
-    Vector<float> total[ROWS][2] = {};
+    Vector<float> total[CHAINS] = {};
     int64_t k = 0;
-    for (; k + 2 * W <= depth; k += 2 * W)
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            total[r][0] += widen(weights + r * depth + k) * load(x + k);
-            total[r][1] += widen(weights + r * depth + k + W) * load(x + k + W);
-        }
-    if (k + W <= depth) {
-        for (int r = 0; r < ROWS; ++r) total[r][0] += widen(weights + r * depth + k) * load(x + k);
-        k += W;
+    for (; k + CHAINS * W <= depth; k += CHAINS * W) {
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < CHAINS * W; i += 64 / int64_t(sizeof(weight)))
+            __builtin_prefetch(reinterpret_cast<const char*>(weights + k + i) + AHEAD);
+#pragma GCC unroll 4
+        for (int i = 0; i < CHAINS; ++i) total[i] += widen(weights + k + i * W) * load(x + k + i * W);
     }
-    if (k < depth)
-        for (int r = 0; r < ROWS; ++r) total[r][1] += widen(weights + (r + 1) * depth - W) * tail;
-    for (int r = 0; r < ROWS; ++r) out[r] = sum<float>(total[r][0] + total[r][1]);
+    for (; k + W <= depth; k += W) total[0] += widen(weights + k) * load(x + k);
+    if (k < depth) total[1] += widen(weights + depth - W) * tail;
+    return sum<float>((total[0] + total[1]) + (total[2] + total[3]));
 }
 
 // out[b][row - begin] = scale[row] * (weights[row] . x[b]) (+ bias[row]) for rows of weights from `begin` to `end`.
 template <class weight>
 void linear_part(const weight* weights, const float* scales, const float* bias, int64_t depth, const float* x,
                  int64_t batch, float* out, int64_t out_stride, int64_t begin, int64_t end) {
-    constexpr int64_t W = WIDTH<float>, MOST = 4;
+    constexpr int64_t W = WIDTH<float>;
     for (int64_t first = begin; first < end; first += 64)  // rows of weights that stay in the cache for the whole batch
         for (int64_t b = 0; b < batch; ++b) {
             const float* own = x + b * depth;
             Vector<float> tail{};
             if (depth >= W)
                 for (int64_t k = depth / W * W; k < depth; ++k) tail[k - (depth - W)] = own[k];
-            for (int64_t row = first; row < std::min(end, first + 64); row += MOST) {
-                float found[MOST];
-                int64_t rows = std::min(MOST, end - row);
-                if (rows == MOST)
-                    dots<MOST>(weights + row * depth, depth, own, tail, found);
-                else
-                    for (int64_t r = 0; r < rows; ++r)
-                        dots<1>(weights + (row + r) * depth, depth, own, tail, found + r);
-                for (int64_t r = 0; r < rows; ++r) {
-                    float value = scales ? found[r] * scales[row + r] : found[r];
-                    out[b * out_stride + row - begin + r] = bias ? value + bias[row + r] : value;
-                }
+            for (int64_t row = first; row < std::min(end, first + 64); ++row) {
+                float value = dot(weights + row * depth, depth, own, tail);
+                if (scales) value *= scales[row];
+                out[b * out_stride + row - begin] = bias ? value + bias[row] : value;
             }
         }
 }
