@@ -71,7 +71,7 @@ def own_step(output: str, counts: list[int], size: int, inputs: Tensor, targets:
         counts,
     )  # fmt: skip
     parameters = list(model.parameters())
-    optimizer = build_optimizer("sgd", parameters, learning_rate=LEARNING_RATE)
+    optimizer = build_optimizer("sgd", model, learning_rate=LEARNING_RATE)
     batch, state = Batch(inputs, targets), model.start(inputs.shape[1])
 
     def step() -> float:

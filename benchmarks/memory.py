@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--words 33278] [--size 650] [--batch 20] [--chunk 35]
 
-The steps are those of lm_step.py. The peak is that of the whole process; beside it, what it is above the peak of a
-process that has only imported the libraries.
+The steps are those of lm_step.py. Beside the peak of the whole process stands what the sizes add to it: the difference
+from the same step of a tiny model, which loads the same libraries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import sys
 from lm_step import arguments, steps
 from side_by_side import machine
 
-NOTHING = "nothing"
+TINY = ["--words", "64", "--size", "16", "--batch", "1", "--chunk", "2"]
+
+
+def peak_of(name: str, flags: list[str]) -> float:
+    """MiB of a process that makes three such steps."""
+    command = [sys.executable, __file__, *flags, "--only", name]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
 
 
 def main() -> None:
@@ -23,21 +29,20 @@ def main() -> None:
     parser.add_argument("--only", help="run this step in this process")
     options = parser.parse_args()
     if options.only:
-        if options.only != NOTHING:
-            step = steps(options.words, options.size, options.batch, options.chunk, only=options.only)[options.only]
-            for _ in range(3):
-                step()
+        step = steps(options.words, options.size, options.batch, options.chunk, only=options.only)[options.only]
+        for _ in range(3):
+            step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
     print(machine())
-    peaks = {}
-    for name in (NOTHING, "PyTorch's example", "Recurra, full softmax", "Recurra, adaptive"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-        peaks[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
-    peer = peaks["PyTorch's example"]
-    for name, peak in peaks.items():
-        above, ratio = peak - peaks[NOTHING], (peak - peaks[NOTHING]) / (peer - peaks[NOTHING])
-        print(f"{name:24} {peak:8.0f} MiB {above:8.0f} MiB above {peak / peer:6.2f} {ratio:6.2f} x")
+    print(f"{'':24} {'peak':>12} {'of peer':>8} {'by sizes':>12} {'of peer':>8}")
+    of_peer: list[float] = []
+    for name in ("PyTorch's example", "Recurra, full softmax", "Recurra, adaptive"):
+        peak = peak_of(name, sys.argv[1:])
+        found = [peak, peak - peak_of(name, TINY)]
+        of_peer = of_peer or found
+        cells = (f"{value:8.0f} MiB {value / peer:8.2f}" for value, peer in zip(found, of_peer, strict=True))
+        print(f"{name:24} " + " ".join(cells))
 
 
 if __name__ == "__main__":

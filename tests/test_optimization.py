@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from recurra import distributed
 from recurra.config import UserError
+from recurra.nn.embedding import Embedding
 from recurra.optimization import OPTIMIZERS, Plateau, WeightAverage, build_optimizer, clip_gradients, schedule_factor
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_finds_a_minimum(name):
     weights = nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimizer = build_optimizer(name, [weights], learning_rate=0.1 if name != "adagrad" else 1.0)
+    optimizer = build_optimizer(name, nn.ParameterList([weights]), learning_rate=0.1 if name != "adagrad" else 1.0)
     for _ in range(200):
         optimizer.zero_grad()
         weights.square().sum().backward()
@@ -23,7 +27,61 @@ def test_every_optimizer_finds_a_minimum(name):
 
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(UserError, match="lion"):
-        build_optimizer("lion", [nn.Parameter(torch.zeros(1))], learning_rate=1.0)
+        build_optimizer("lion", nn.Linear(1, 1), learning_rate=1.0)
+
+
+class Lookup(nn.Module):
+    """An embedding, an output layer of its own, and what joins them."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.embedding = Embedding(50, 4)
+        self.output = nn.Linear(4, 50, bias=False)
+        if tied:
+            self.output.weight = self.embedding.weight
+
+    def loss(self, tokens):
+        return nn.functional.cross_entropy(self.output(self.embedding(tokens)), tokens)
+
+
+def steps_of(name, model, batches):
+    optimizer = build_optimizer(name, model, learning_rate=0.5)
+    norms = []
+    for tokens in batches:
+        optimizer.zero_grad()
+        model.loss(tokens).backward()
+        norms.append(clip_gradients(model.parameters(), norm=0.1, value=0.05))
+        optimizer.step()
+    return torch.stack(norms)
+
+
+@pytest.mark.parametrize("name", ["sgd", "asgd", "adagrad"])
+def test_row_sparse_gradients_move_weights_as_dense_ones(name, monkeypatch):
+    torch.manual_seed(1)
+    sparse = Lookup(tied=False)
+    dense = copy.deepcopy(sparse)
+    batches = torch.randint(12, (5, 30))  # most words are not there, others several times
+    norms = steps_of(name, sparse, batches)
+    assert sparse.embedding.weight.grad.is_sparse
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    torch.testing.assert_close(norms, steps_of(name, dense, batches))
+    assert not dense.embedding.weight.grad.is_sparse
+    torch.testing.assert_close(sparse.state_dict(), dense.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("adam", {}), ("sgd", {"momentum": 0.9}), ("adagrad", {"weight_decay": 0.1})]
+)
+def test_optimizers_that_move_every_row_get_dense_gradients(name, options):
+    model = Lookup(tied=False)
+    build_optimizer(name, model, learning_rate=0.1, **options)
+    assert not model.embedding.row_sparse
+
+
+def test_a_tied_embedding_has_dense_gradients():
+    model = Lookup(tied=True)
+    steps_of("sgd", model, torch.randint(12, (2, 30)))
+    assert not model.embedding.weight.grad.is_sparse
 
 
 def test_schedules_rise_then_fall_to_a_hundredth():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recurra import distributed
 from recurra.config import UserError
+from recurra.nn.embedding import Embedding
 
 __all__ = ["Plateau", "WeightAverage", "build_optimizer", "clip_gradients", "schedule_factor"]
 
@@ -25,7 +28,7 @@ CLIP_NORMS = {"sgd": 0.25, "asgd": 0.25}  # where it is another (Merity et al. 2
 
 def build_optimizer(
     name: str,
-    parameters: Iterable[nn.Parameter],
+    model: nn.Module,
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
@@ -35,9 +38,21 @@ def build_optimizer(
     """One of torch's optimisers, fused where torch can.
 
     ``asgd`` is plain SGD here: its averaging is a :class:`WeightAverage` that the trainer starts (Merity et al. 2018).
+
+    A row of an embedding that no token of the batch had keeps its value under plain SGD and Adagrad: there the
+    embedding's gradient is made of the other rows alone, with the same result. Momentum, decay and Adam move every row
+    at every step.
     """
-    parameters = list(parameters)
     common: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    rows_only = name in ("sgd", "asgd", "adagrad") and not weight_decay and not momentum
+    embeddings = _untied_embeddings(model) if rows_only else []
+    for embedding in embeddings:
+        embedding.row_sparse = distributed.world_size() == 1  # several processes add up gradients as one dense array
+    by_rows = [embedding.weight for embedding in embeddings]
+    parameters: list[Any] = [p for p in model.parameters() if not any(p is own for own in by_rows)]
+    if by_rows:
+        torch.sparse.check_sparse_tensor_invariants.disable()  # as by default: left unsaid, torch warns
+        parameters = [{"params": parameters}, {"params": by_rows, "fused": False, "foreach": False}]
     match name:
         case "adam":
             return torch.optim.Adam(parameters, betas=betas, fused=True, **common)
@@ -51,6 +66,12 @@ def build_optimizer(
         case "rmsprop":
             return torch.optim.RMSprop(parameters, alpha=betas[1], momentum=momentum, foreach=True, **common)
     raise UserError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
+
+
+def _untied_embeddings(model: nn.Module) -> list[Embedding]:
+    """Those whose weight nothing else has."""
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    return [m for m in model.modules() if isinstance(m, Embedding) and owners[id(m.weight)] == 1]
 
 
 def schedule_factor(schedule: str, progress: float, warmup: float) -> float:
@@ -103,7 +124,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], *, norm: float | None, va
     Returns:
         The joint norm before either clipping, a scalar tensor.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [_entries(p) for p in parameters if p.grad is not None]
     total = nn.utils.get_total_norm(grads)
     if value is not None:
         torch._foreach_clamp_min_(grads, -value)
@@ -114,6 +135,16 @@ def clip_gradients(parameters: Iterable[nn.Parameter], *, norm: float | None, va
     if norm is not None:
         torch._foreach_mul_(grads, (norm / (clipped + 1e-6)).clamp(max=1.0))
     return total
+
+
+def _entries(parameter: nn.Parameter) -> Tensor:
+    """A gradient's entries, to be changed in place; of a sparse one those of its rows, each there once."""
+    grad = parameter.grad
+    assert grad is not None
+    if grad.is_sparse:
+        parameter.grad = grad = grad.coalesce()
+        return grad._values()
+    return grad
 
 
 class WeightAverage:

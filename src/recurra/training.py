@@ -191,7 +191,7 @@ class Trainer:
         self.clip_norm = norm or None
         self.optimizer = build_optimizer(
             settings.optimizer,
-            model.parameters(),
+            model,
             learning_rate=self.learning_rate,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,

@@ -18,6 +18,7 @@ FEATURES = 12
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch):
     monkeypatch.setattr(softmax, "SCORES_PER_CHUNK", 64)  # many chunks even here
+    monkeypatch.setattr(softmax, "WORDS_PER_BLOCK", 6)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
@@ -71,6 +72,17 @@ def test_gradients_can_be_differentiated_again(kind):
     layer, targets = layers()[kind], torch.randint(len(COUNTS), (4,))
     hidden = torch.randn(4, FEATURES, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda h: layer.loss(h, targets), hidden)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_can_be_gone_through_twice(kind):
+    layer, targets = layers()[kind], torch.randint(len(COUNTS), (9,))
+    hidden = torch.randn(9, FEATURES, requires_grad=True)
+    loss = layer.loss(hidden, targets)
+    wanted = [hidden, *layer.parameters()]
+    first = [grad.clone() for grad in torch.autograd.grad(loss, wanted, retain_graph=True)]
+    for before, again in zip(first, torch.autograd.grad(2 * loss, wanted), strict=True):
+        torch.testing.assert_close(again, 2 * before)
 
 
 def test_full_softmax_is_the_field_s_cross_entropy():

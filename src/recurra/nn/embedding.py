@@ -22,16 +22,21 @@ class Embedding(nn.Module):
         words: size of the vocabulary.
         features: size of a vector.
         dropout: probability that a word of the vocabulary is dropped, everywhere in the batch alike.
+
+    Attributes:
+        row_sparse: give the weight a gradient of only the rows that were read (``torch.sparse_coo``), so that a step
+            costs the same whatever the vocabulary. Not every optimiser can use it:
+            :func:`recurra.optimization.build_optimizer` decides.
     """
 
     def __init__(self, words: int, features: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.row_sparse = dropout, False
         self.weight = nn.Parameter(torch.randn(words, features) * features**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Vectors ``[..., features]`` of ``tokens [...]``."""
-        vectors = nn.functional.embedding(tokens, self.weight)
+        vectors = nn.functional.embedding(tokens, self.weight, sparse=self.row_sparse)
         if self.training and self.dropout:
             vectors = vectors * _words_kept(self.dropout, len(self.weight), vectors)[tokens, None]
         return vectors

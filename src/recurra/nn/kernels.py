@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import cells, native
 from .cells import HiddenState, LSTMState, State, Weights
-from .products import MOST_ROWS, linear, prepared
+from .products import MOST_ROWS, linear, prepared, product_over_rows
 from .unrolled import Layer, readable_layer
 
 __all__ = ["MODES", "kernel_layer"]
@@ -317,15 +317,20 @@ def _weight_gradients(
         for rows, part in rest:
             data_grad.addmm_(part, weight_ih[rows])
     if for_ih:
-        parts = [part.t() @ data for _, part in of_input]
+        parts = [product_over_rows(part, data) for _, part in of_input]
         ih_grad = parts[0] if len(parts) == 1 else torch.cat(parts)
     if for_hh:
         before = plan.state_before(loop.output, loop.first_hidden)
         if plan.mode == "GRU_RESET_BEFORE":
             assert loop.inner is not None
-            hh_grad = torch.cat((grad[:, : 2 * size].t() @ before, grad[:, 2 * size :].t() @ loop.inner))
+            hh_grad = torch.cat(
+                (
+                    product_over_rows(grad[:, : 2 * size], before),
+                    product_over_rows(grad[:, 2 * size :], loop.inner),
+                )
+            )
         else:
-            hh_grad = (grad[:, : 3 * size] if plan.mode == "GRU" else grad).t() @ before
+            hh_grad = product_over_rows(grad[:, : 3 * size] if plan.mode == "GRU" else grad, before)
     if for_bias_ih or for_bias_hh:
         sums = grad.sum(0)
         bias_ih_grad = bias_hh_grad = sums
@@ -334,7 +339,7 @@ def _weight_gradients(
     if for_hr:
         assert loop.grad_projected is not None
         assert loop.inner is not None
-        hr_grad = loop.grad_projected.t() @ loop.inner
+        hr_grad = product_over_rows(loop.grad_projected, loop.inner)
     return data_grad, ih_grad, hh_grad, bias_ih_grad, bias_hh_grad, hr_grad
 
 

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from recurra.config import UserError
-from recurra.nn.products import ROWS_MULTIPLE, linear
+from recurra.nn.products import ROWS_MULTIPLE, linear, product_over_rows
 
 __all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "cutoffs_by_coverage"]
 
-# Scores held at a time. 2**21 float32 scores are 8 MiB: they stay in the last-level cache between the product that
-# makes them and the two that use them, and peak memory no longer grows with time x batch x vocabulary.
-SCORES_PER_CHUNK = 2**21
+# Scores held at a time. 2**23 float32 scores are 32 MiB: peak memory does not grow with time x batch x vocabulary, and
+# even with 30,000 words there are rows enough in a chunk for products to run at full speed.
+SCORES_PER_CHUNK = 2**23
+# Words of a product: oneDNN lays out anew what it multiplies by, and the copy should be small.
+WORDS_PER_BLOCK = 2048
 
 
 class OutputLayer(Protocol):
@@ -42,55 +44,70 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Sum of ``-log softmax(hidden @ weight.T + bias)[target]`` over rows, a chunk of rows at a time.
 
     The gradient with respect to the scores is ``softmax - one_hot``, so the gradients of all three inputs are made in
-    the forward pass while the scores of a chunk are at hand, and only scaled in the backward pass: the same three
-    matrix products as the plain way, without ever holding all the scores.
+    the forward pass while the scores of a chunk are at hand, and only scaled in the backward pass, in place: the same
+    three matrix products as the plain way, without ever holding all the scores.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        for_hidden, for_weight, for_bias, _ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        precise = torch.promote_types(hidden.dtype, torch.float32)  # of all sums, where the products are in bfloat16
-        grad_weight = torch.zeros_like(weight, dtype=precise) if for_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=precise) if for_bias else None
-        nats = hidden.new_zeros((), dtype=precise)
-        for rows in _chunks(len(hidden), len(weight)):
-            h, y = hidden[rows], targets[rows, None]
-            padded = linear(nn.functional.pad(h, (0, 0, 0, -len(h) % ROWS_MULTIPLE)), weight, bias)
-            scores = padded[: len(h)].to(precise)  # [rows, vocabulary]
-            highest = scores.amax(1, keepdim=True)
-            of_targets = scores.gather(1, y) - highest
-            delta = scores.sub_(highest).exp_()  # in place, and one exponential a score: on a CPU it is what costs
-            total = delta.sum(1, keepdim=True)
-            nats += (total.log() - of_targets).sum()
-            if not (for_hidden or for_weight or for_bias):
-                continue
-            delta /= total
-            delta.scatter_add_(1, y, -torch.ones_like(y, dtype=delta.dtype))
-            if delta.dtype != padded.dtype:
-                padded[: len(h)] = delta
-            if grad_hidden is not None:
-                grad_hidden[rows] = linear(padded, weight.t())[: len(h)]
-            if grad_weight is not None:
-                if precise == h.dtype:
-                    grad_weight.addmm_(delta.t(), h)  # accumulated in place
-                else:
-                    grad_weight += padded[: len(h)].t() @ h
-            if grad_bias is not None:
-                grad_bias += delta.sum(0)
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        nats, ctx.gradients = _SummedCrossEntropy._run(hidden, weight, bias, targets, ctx.needs_input_grad)
         return nats
 
     @staticmethod
+    def _run(
+        hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        for_hidden, for_weight, for_bias, _ = wanted
+        precise = torch.promote_types(hidden.dtype, torch.float32)  # of all sums, where the products are in bfloat16
+        grad_hidden = torch.zeros_like(hidden, dtype=precise) if for_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=precise) if for_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=precise) if for_bias else None
+        nats = hidden.new_zeros((), dtype=precise)
+        blocks = [slice(start, start + WORDS_PER_BLOCK) for start in range(0, len(weight), WORDS_PER_BLOCK)]
+        for rows in _chunks(len(hidden), len(weight)):
+            h, y = hidden[rows], targets[rows]
+            count = len(h)
+            h = nn.functional.pad(h, (0, 0, 0, -count % ROWS_MULTIPLE))
+            scores = [linear(h, weight[words], bias[words])[:count].to(precise) for words in blocks]  # [rows, words]
+            highest = torch.stack([part.amax(1) for part in scores]).amax(0)[:, None]
+            of_targets = torch.empty_like(highest)
+            places = []
+            for words, part in zip(blocks, scores, strict=True):
+                here = ((y >= words.start) & (y < words.stop)).nonzero()[:, 0]
+                place = here, y[here] - words.start
+                of_targets[here, 0] = part[place]
+                places.append(place)
+                part.sub_(highest).exp_()  # in place, and one exponential a score: on a CPU it is what costs
+            total = torch.stack([part.sum(1) for part in scores]).sum(0)[:, None]
+            nats += (total.log() + highest - of_targets).sum()
+            if not any(wanted):
+                continue
+            for words, part, place in zip(blocks, scores, places, strict=True):
+                delta = part.div_(total)
+                delta[place] -= 1
+                if grad_bias is not None:
+                    grad_bias[words] += delta.sum(0)
+                delta = delta.to(h.dtype)
+                if grad_weight is not None:
+                    grad_weight[words] += product_over_rows(delta, h[:count])
+                if grad_hidden is not None:
+                    delta = nn.functional.pad(delta, (0, 0, 0, len(h) - count))
+                    grad_hidden[rows] += linear(delta, weight[words].t())[:count]
+        return nats, (grad_hidden, grad_weight, grad_bias)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
+        hidden, weight, bias, targets = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: made anew, by operations that autograd can follow
-            hidden, weight, bias, targets = ctx.saved_tensors
             delta = torch.addmm(bias, hidden, weight.t()).softmax(1) - nn.functional.one_hot(targets, len(weight))
-            gradients = delta @ weight, delta.t() @ hidden, delta.sum(0)
-        wanted = zip(gradients, ctx.needs_input_grad, strict=False)
-        return (*(g * grad.to(g.dtype) if needed else None for g, needed in wanted), None)
+            delta = delta * grad
+            return delta @ weight, delta.t() @ hidden, delta.sum(0), None
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # gone to the caller in an earlier pass over the same graph
+            _, gradients = _SummedCrossEntropy._run(hidden, weight, bias, targets, ctx.needs_input_grad)
+        given = hidden, weight, bias
+        return (*(g if g is None else g.mul_(grad).to(x.dtype) for g, x in zip(gradients, given, strict=True)), None)
 
 
 def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -101,8 +118,10 @@ def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _chunks(rows: int, classes: int) -> Iterator[slice]:
-    step = max(ROWS_MULTIPLE, SCORES_PER_CHUNK // classes // ROWS_MULTIPLE * ROWS_MULTIPLE)
-    return (slice(start, start + step) for start in range(0, rows, step))
+    most = max(ROWS_MULTIPLE, SCORES_PER_CHUNK // classes)
+    chunks = max(1, -(-rows // most))
+    step = -(-rows // chunks // ROWS_MULTIPLE) * ROWS_MULTIPLE  # all but the last of one size
+    return (slice(start, start + step) for start in range(0, rows, max(1, step)))
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
@@ -118,7 +137,7 @@ def _target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
     parts = [
         scores.gather(1, targets[rows, None])[:, 0] - scores.logsumexp(1)
         for rows in _chunks(len(hidden), len(weight))
-        for scores in (torch.addmm(bias, hidden[rows], weight.t()),)
+        for scores in (_scores(hidden[rows], weight, bias),)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
