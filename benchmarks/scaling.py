@@ -1,22 +1,21 @@
-"""How cost grows: a training step against length, batch, hidden size and vocabulary; evaluation against a text's length.
+"""How cost grows: of a training step with length, batch, hidden size and vocabulary; of evaluation with the text.
 
     python benchmarks/scaling.py [--seconds 3] [--plot scaling.png]
 
-Each table varies one size and keeps the others. Its exponent is the slope of log milliseconds against log size, between
-a size and the one before it: 1 where cost is proportional to the size, 2 where it grows with its square. Evaluation runs
-in a process of its own for each length, for its peak memory: one row of words, the state carried from start to end.
+Each table varies one size and keeps the others. Its exponent is the slope of log milliseconds against log size,
+between a size and the one before it: 1 where cost is proportional to the size, 2 where it grows with its square.
+Evaluation runs in a process of its own for each length, for its peak memory: one row of words, the state carried from
+start to end.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,27 +79,38 @@ def language_model() -> RecurrentLM:
 
 
 def evaluation(tokens: int) -> dict[str, float]:
-    """Seconds and peak memory of evaluating a text of random words, and of reading it as training does, without loss."""
+    """Seconds and peak memory of evaluating a text of random words."""
     model, text = language_model(), drawn(WORDS, tokens).numpy()
     evaluate(model, text[:512], words=512, characters=512)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = evaluate(model, text, words=tokens, characters=tokens).seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "peak": peak / 1024, "more": (peak - before) / 1024}
+    return {"seconds": seconds, "peak": peak / 1024}
 
 
 def training_rate() -> float:
-    """Tokens that go forward in a second as in training: rows of 35 side by side, gradients to follow."""
-    model = language_model().train()
+    """Tokens that go forward in a second as in training, the loss included."""
+    model = language_model()
     tokens = drawn(WORDS, (LENGTH + 1) * BATCH).view(LENGTH + 1, BATCH)
     batch = Batch(tokens[:-1], tokens[1:])
-    model(batch)
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        model.recurrent(model.embedding(batch.inputs))
-        times.append(time.perf_counter() - start)
-    return LENGTH * BATCH / float(np.median(times))
+    with torch.no_grad():
+        return LENGTH * BATCH / medians({"forward": lambda: model(batch)})["forward"]
+
+
+def texts() -> None:
+    """Print what evaluating texts costs. To be called first: a process inherits the peak memory of its parent."""
+    print(f"\n{'text':>12} {'seconds':>9} {'x':>6} {'tokens/s':>9} {'peak memory':>12} {'x':>6}")
+    before: dict[str, float] = {}
+    for tokens in TEXTS:
+        command = [sys.executable, __file__, "--text", str(tokens)]
+        now = json.loads(subprocess.check_output(command, text=True))
+        before = before or now
+        seconds, peak = now["seconds"], now["peak"]
+        print(
+            f"{tokens:12,} {seconds:9.2f} {seconds / before['seconds']:6.2f} {tokens / seconds:9.0f}"
+            f" {peak:8.0f} MiB {peak / before['peak']:6.2f}"
+        )
+        before = now
+    print(f"forward as in training, {BATCH} rows side by side: {training_rate():.0f} tokens/s")
 
 
 def table(name: str, sizes: tuple[int, ...], makers: dict[str, Callable[[int], Callable[[], None]]], seconds: float):
@@ -126,13 +136,8 @@ def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
         for (way, times), marker in zip(found.items(), "os^", strict=False):
             axes.loglog(SIZES[name], [1e3 * t for t in times], marker=marker, label=way, linewidth=1)
         first = min(times[0] for times in found.values())
-        axes.loglog(
-            SIZES[name],
-            [1e3 * first * s / SIZES[name][0] for s in SIZES[name]],
-            color="0.7",
-            ls=":",
-            label="proportional",
-        )
+        line = [1e3 * first * size / SIZES[name][0] for size in SIZES[name]]
+        axes.loglog(SIZES[name], line, color="0.7", linestyle=":", label="proportional")
         axes.set_xlabel(name)
         axes.set_ylabel("ms a training step")
         axes.legend(fontsize=7)
@@ -150,6 +155,7 @@ def main() -> None:
         return
     print(machine())
     print(f"unless varied: length {LENGTH}, batch {BATCH}, {SIZE} units")
+    texts()
     kinds = ("RNN", "GRU", "LSTM")
     makers = {
         "length": {kind: lambda n, kind=kind: recurrence(kind, length=n) for kind in kinds},
@@ -161,21 +167,6 @@ def main() -> None:
         },
     }
     results = {name: table(name, SIZES[name], makers[name], options.seconds) for name in SIZES}
-    print(
-        f"\n{'text':>12} {'seconds':>9} {'x':>6} {'tokens/s':>9} {'peak memory':>12} {'x':>6} {'over a short text':>18}"
-    )
-    done = [
-        json.loads(subprocess.check_output([sys.executable, __file__, "--text", str(tokens)], text=True))
-        for tokens in TEXTS
-    ]
-    for tokens, before, now in zip(TEXTS, [None, *itertools.pairwise(done)], done, strict=True):
-        last = before[0] if before else now
-        print(
-            f"{tokens:12,} {now['seconds']:9.2f} {now['seconds'] / last['seconds']:6.2f}"
-            f" {tokens / now['seconds']:9.0f} {now['peak']:8.0f} MiB {now['peak'] / last['peak']:6.2f}"
-            f" {now['more']:14.0f} MiB"
-        )
-    print(f"embedding and recurrence forward as in training: {training_rate():.0f} tokens/s")
     if options.plot:
         plot(results, options.plot)
 

@@ -422,7 +422,8 @@ def implementation(
     every way: by ``torch.func``, with respect to what is in a trace. Where one of these is asked for, it runs.
 
     ``'compiled'``: the kernels of ``kernels.py`` with the loops of ``native.cpp``, on a CPU with a C++ compiler, in
-    float32 or float64. Taken wherever it can be, but for padded batches of small LSTMs, at which oneDNN is as good.
+    float32 or float64. Taken wherever it can be, but for padded batches of LSTMs of H_cell below 768, at which oneDNN is
+    faster.
 
     ``'tensor'``: the same kernels with loops of tensor operations, on any device. Without a compiler they are taken on
     a CPU where they are faster than torch's: for sequences packed; for a GRU from H_cell 256 and an RNN from 512 on, or
@@ -466,7 +467,7 @@ def implementation(
         size, steps = min(stack.hidden_sizes), sequences.steps
         packed, alone = sequences.batch_sizes is not None, sequences.batch_size == 1
         if native.available():
-            onednn = stack.mode == "LSTM" and not stack.proj_size and size < 512 and steps > 2
+            onednn = stack.mode == "LSTM" and not stack.proj_size and size < 768 and steps > 2
             return "torch" if onednn and not packed and not alone else "compiled"
         faster = {
             "LSTM": packed or stack.proj_size > 0,
