@@ -1,6 +1,6 @@
 """Recurrent layers, forward and backward: Recurra against torch.nn, milliseconds of the median, side by side.
 
-    python benchmarks/recurrence.py [--seconds 3] [--no-tensor]
+    python benchmarks/recurrence.py [--seconds 3] [--no-tensor] [--plot recurrence.png]
 
 Columns: torch.nn's layer; Recurra's as it chooses by itself (auto) and each of its kernels; how many times as fast as
 torch's auto is; GFLOP/s of auto, and its share of what the faster of two libraries reaches in a large square product.
@@ -13,6 +13,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from pydoc_data import topics
 
 import numpy as np
@@ -60,10 +61,29 @@ def own(kind: str, peer: torch.nn.Module, implementation: str) -> torch.nn.Modul
     return layer
 
 
+def plot(ratios: dict[str, dict[str, float]], path: Path) -> None:
+    """Bars: for each shape how many times as fast as torch's a cell is."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for place, (kind, colour) in enumerate(zip(GATES, ("0.75", "0.5", "0.2"), strict=True)):
+        found = {shape: values[kind] for shape, values in ratios.items()}
+        at = [row + 0.27 * (place - 1) for row in range(len(found))]
+        axes.barh(at, list(found.values()), 0.25, color=colour, label=kind)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(ratios)), list(ratios))
+    axes.invert_yaxis()
+    axes.set_xlabel("speed of training, torch.nn = 1")
+    axes.legend()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3, help="for each row")
     parser.add_argument("--no-tensor", action="store_true", help="leave out the kernels without compiled loops")
+    parser.add_argument("--plot", type=Path, help="draw the ratios into this picture (needs matplotlib)")
     options = parser.parse_args()
     kernels = (["compiled"] if native.available() else []) + ([] if options.no_tensor else ["tensor"])
     best = peak()
@@ -72,6 +92,7 @@ def main() -> None:
     head = " ".join(f"{name:>9}" for name in ("torch", "auto", *kernels))
     print(f"{'padded':24} {head} {'x torch':>8} {'GFLOP/s':>8} {'of peak':>8}")
     ratios: dict[str, list[float]] = {kind: [] for kind in GATES}
+    bars: dict[str, dict[str, float]] = {}
     times: dict[tuple[str, tuple[int, int, int]], float] = {}
     for steps, batch, size in SHAPES:
         for kind, gates in GATES.items():
@@ -88,6 +109,7 @@ def main() -> None:
             speed = 12 * steps * batch * size * size * gates / found["auto"]
             ratio = found["torch"] / found["auto"]
             ratios[kind].append(ratio)
+            bars.setdefault(f"T{steps} B{batch} H{size}", {})[kind] = ratio
             times[kind, (steps, batch, size)] = found["auto"]
             cells = " ".join(f"{found[name] * 1e3:9.2f}" for name in ("torch", "auto", *kernels))
             name = f"{kind:5}T{steps} B{batch} H{size}"
@@ -117,9 +139,12 @@ def main() -> None:
             ways |= {name: training(own(kind, peer, name), packed, gradient) for name in ("auto", *kernels)}
             found = medians(ways, seconds=options.seconds)
             ratio = min(found["padded"], found["packed"]) / found["auto"]
+            bars.setdefault(f"packed B{batch} H{size}", {})[kind] = ratio
             cells = " ".join(f"{found[name] * 1e3:9.2f}" for name in ways)
             name = f"{kind:5}B{batch} H{size} {sum(lengths) / batch / steps:.0%} filled"
             print(f"{name:24} {cells} {ratio:18.2f}", flush=True)
+    if options.plot:
+        plot(bars, options.plot)
 
 
 if __name__ == "__main__":

@@ -775,45 +775,51 @@ void step(const Step& s) {
     const auto ih = static_cast<const weight*>(s.weight_ih), hh = static_cast<const weight*>(s.weight_hh);
     const int64_t H = layer.hidden, O = layer.width, N = layer.batch, G = Row<float>::gates_of(layer.mode);
     const bool before = layer.mode == GRU_RESET_BEFORE;
-    const int64_t recalled = before ? 2 : G, line = recalled * W;
-    const int64_t blocks = divide_up(H, W);
+    const int64_t recalled = before ? 2 : G, blocks = divide_up(H, W);
     const Place place{N, 0, 0, 0};
+    std::vector<float> memory(N * recalled * H);
+    float* recall = memory.data();  // [N, recalled * H]: what h(t-1) adds
     in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
-        Share own(blocks, thread, threads);
-        std::vector<float> sums(N * line);
-        for (int64_t b = own.begin; b < own.end; ++b) {
-            const int64_t unit = b * W, width = std::min(W, H - unit);
-            for (int64_t g = 0; g < G; ++g)
-                linear_part(ih, s.scale_ih, s.bias_ih, s.inputs, s.x, N, layer.gates + g * H + unit, G * H,
-                            g * H + unit, g * H + unit + width);
-            for (int64_t g = 0; g < recalled; ++g)
-                linear_part(hh, s.scale_hh, s.bias_hh, O, layer.first_hidden, N, sums.data() + g * W, line,
-                            g * H + unit, g * H + unit + width);
-            for (int64_t n = 0; n < N; ++n) {
-                Row<float> row = row_of(layer, place, n);
-                const float* own_sums = sums.data() + n * line;
-                switch (layer.mode) {
-                    case LSTM: row.lstm(unit, width, own_sums); break;
-                    case GRU: row.gru(unit, width, own_sums); break;
-                    case GRU_RESET_BEFORE: row.gru_before(unit, width, own_sums); break;
-                    default: row.rnn(unit, width, own_sums);
-                }
-            }
-        }
-        if (!before && !layer.weight_hr) return;
+        // All products first: each thread reads its rows of a matrix from the first to the last, as memory likes it.
+        auto multiply = [&](const weight* weights, const float* scales, const float* bias, int64_t depth,
+                            const float* x, float* out, int64_t rows, int64_t first = 0) {
+            Share own(divide_up(rows, W), thread, threads);
+            int64_t begin = std::min(rows, own.begin * W), end = std::min(rows, own.end * W);
+            linear_part(weights, scales, bias, depth, x, N, out + begin, rows, first + begin, first + end);
+        };
+        multiply(ih, s.scale_ih, s.bias_ih, s.inputs, s.x, layer.gates, G * H);
+        multiply(hh, s.scale_hh, s.bias_hh, O, layer.first_hidden, recall, recalled * H);
         meet();
-        if (layer.weight_hr) {
-            Share rows(O, thread, threads);
-            linear_part(static_cast<const weight*>(s.weight_hr), s.scale_hr, nullptr, H, layer.inner, N,
-                        layer.output + rows.begin, O, rows.begin, rows.end);
-            return;
-        }
-        for (int64_t b = own.begin; b < own.end; ++b) {
-            const int64_t unit = b * W, width = std::min(W, H - unit);
-            linear_part(hh, s.scale_hh, s.bias_hh, H, layer.inner, N, sums.data(), line, 2 * H + unit,
-                        2 * H + unit + width);
+        Share own(blocks, thread, threads);
+        auto each_unit = [&](int64_t gates, auto body) {  // with the sums of its gates, [gates][W]
+            float sums[4 * W];
             for (int64_t n = 0; n < N; ++n)
-                row_of(layer, place, n).gru_after_reset(unit, width, sums.data() + n * line);
+                for (int64_t unit = own.begin * W; unit < std::min(H, own.end * W); unit += W) {
+                    const int64_t width = std::min(W, H - unit);
+                    for (int64_t g = 0; g < gates; ++g)
+                        store(sums + g * W, load(recall + (n * gates + g) * H + unit, width));
+                    body(row_of(layer, place, n), unit, width, sums);
+                }
+        };
+        each_unit(recalled, [&](Row<float> row, int64_t unit, int64_t width, const float* sums) {
+            switch (layer.mode) {
+                case LSTM: row.lstm(unit, width, sums); break;
+                case GRU: row.gru(unit, width, sums); break;
+                case GRU_RESET_BEFORE: row.gru_before(unit, width, sums); break;
+                default: row.rnn(unit, width, sums);
+            }
+        });
+        if (layer.weight_hr) {
+            meet();
+            multiply(static_cast<const weight*>(s.weight_hr), s.scale_hr, nullptr, H, layer.inner, layer.output, O);
+        }
+        if (before) {
+            meet();
+            multiply(hh, s.scale_hh, s.bias_hh, H, layer.inner, recall, H, 2 * H);
+            meet();
+            each_unit(1, [&](Row<float> row, int64_t unit, int64_t width, const float* sums) {
+                row.gru_after_reset(unit, width, sums);
+            });
         }
     });
 }

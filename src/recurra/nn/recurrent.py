@@ -315,7 +315,7 @@ class Recurrent(nn.Module, ABC):
         return restored, state
 
     def _check_features(self, data: Tensor) -> None:
-        name, dtype = type(self).__name__, self.weights(0).weight_ih.dtype
+        name, dtype = type(self).__name__, self.weight_ih_l0.dtype
         if data.shape[-1] != self.input_size:
             raise ValueError(f"{name}: expected input with input_size {self.input_size}, got {data.shape[-1]} features")
         if data.dtype != dtype and not torch.is_autocast_enabled(data.device.type):
@@ -422,7 +422,7 @@ def implementation(
     every way: by ``torch.func``, with respect to what is in a trace. Where one of these is asked for, it runs.
 
     ``'compiled'``: the kernels of ``kernels.py`` with the loops of ``native.cpp``, on a CPU with a C++ compiler, in
-    float32 or float64. Taken wherever it can be, but for padded batches of LSTMs of H_cell below 768, at which oneDNN is
+    float32 or float64. Taken wherever it can be, but for padded batches of LSTMs below H_cell 768, at which oneDNN is
     faster.
 
     ``'tensor'``: the same kernels with loops of tensor operations, on any device. Without a compiler they are taken on
