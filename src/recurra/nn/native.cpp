@@ -20,6 +20,7 @@
 #endif
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -145,10 +146,10 @@ inline Vector<real> tanh(Vector<real> x) {
 
 // ---- products ------------------------------------------------------------------------------------------------------
 
-// sums[r] (+)= in[r] @ panel for ROWS rows: the sums stay in registers.
-// A panel is [depth][VECTORS][WIDTH]; sums are [rows][VECTORS][WIDTH].
-template <class real, int VECTORS, int ROWS>
-void tile(const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add) {
+// sums[r] (+)= in[r] @ panel for ROWS rows: the sums stay in registers, which they do if this is a function by itself.
+// A panel is [depth][VECTORS][WIDTH]; sums are [rows][VECTORS][WIDTH]. Element k of a row is DEEPER * k numbers on.
+template <class real, int VECTORS, int ROWS, int DEEPER = 1>
+__attribute__((noinline)) void tile(const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add) {
     constexpr int W = WIDTH<real>;
     Vector<real> total[ROWS][VECTORS];
 #pragma GCC unroll 24
@@ -162,7 +163,7 @@ void tile(const real* in, int64_t in_stride, const real* panel, int64_t depth, r
         for (int v = 0; v < VECTORS; ++v) weights[v] = load(panel + (k * VECTORS + v) * W);
 #pragma GCC unroll 24
         for (int r = 0; r < ROWS; ++r) {
-            real x = in[r * in_stride + k];
+            real x = in[r * in_stride + k * DEEPER];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) total[r][v] += weights[v] * x;
         }
@@ -318,6 +319,44 @@ struct Share {
         : begin(count * thread / threads), end(count * (thread + 1) / threads) {}
 };
 
+int64_t cache_size() {  // bytes of a core's own, second-level cache
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (size > 0) return size;
+#endif
+    return 1 << 19;
+}
+
+// How the threads share a step. Either each has some sequences, from the first step to the last, and need not know what
+// the others do; or, where sequences are few or the weights many, each has some units, reads only their weights, and
+// must wait for the others' units in every step.
+class Sharing {
+    const int64_t thread, threads, fewest;
+
+public:
+    Sharing(int64_t thread, int64_t threads, int64_t weight_bytes)
+        : thread(thread),
+          threads(threads),
+          fewest(weight_bytes < cache_size() ? 4 * threads : weight_bytes <= 8 * cache_size() ? 10 * threads : INT64_MAX) {}
+    bool by_sequence(int64_t rows) const { return threads == 1 || rows >= fewest; }
+    Share units(int64_t rows, int64_t blocks) const {
+        return by_sequence(rows) ? Share(blocks, 0, 1) : Share(blocks, thread, threads);
+    }
+    // The sequences are every other one, since long ones come first.
+    int64_t first(int64_t rows) const { return by_sequence(rows) ? thread : 0; }
+    int64_t apart(int64_t rows) const { return by_sequence(rows) ? threads : 1; }
+};
+
+// Some rows of a step.
+struct Rows {
+    int64_t first, apart, count;
+    Rows(const Sharing& sharing, int64_t rows)
+        : first(sharing.first(rows)),
+          apart(sharing.apart(rows)),
+          count(divide_up(std::max<int64_t>(rows - first, 0), apart)) {}
+    int64_t operator[](int64_t i) const { return first + i * apart; }
+};
+
 template <class Work>
 void in_parallel(int64_t threads, Work work) {
 #ifdef _OPENMP
@@ -450,51 +489,58 @@ void forward_loop(const Layer<real>& layer, Gates gates) {
         for (int64_t n = 0; n < layer.batch; ++n)
             std::copy_n(layer.first_hidden + n * O, O, states.row(half, n));
     in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
-        Share own(blocks, thread, threads), own_second(second_blocks, thread, threads);
+        const Share packed(blocks, thread, threads), packed_second(second_blocks, thread, threads);
+        const Sharing sharing(thread, threads, (size + second_size) * sizeof(real));
         std::vector<real> sums(GROUP * line);
-        for (int64_t b = own.begin; b < own.end; ++b)
+        for (int64_t b = packed.begin; b < packed.end; ++b)
             pack<real, VECTORS>(layer.weight_hh + b * UNITS * O, O, 1, O, UNITS == W ? H : 0,
                                 std::min<int64_t>(UNITS, H - b * UNITS), panels + b * O * line);
-        for (int64_t b = own_second.begin; second_size && b < own_second.end; ++b) {
+        for (int64_t b = packed_second.begin; second_size && b < packed_second.end; ++b) {
             const real* weights = projected ? layer.weight_hr : layer.weight_hh + 2 * H * O;
             pack<real, 2>(weights + b * 2 * W * H, H, 1, H, 0, std::min<int64_t>(2 * W, O - b * 2 * W),
                           second_panels + b * H * 2 * W);
         }
+        meet();
         for (std::size_t t = 0; t < steps.size(); ++t) {
             const Place& place = steps[t];
             auto row = [&](int64_t n) {
                 return Row<real>{layer, place.first + n, states.row(t, n), cell_before(layer, place, n),
                                  states.row(t + 1, n)};
             };
+            const Rows mine(sharing, place.rows);
+            const Share own = sharing.units(place.rows, blocks);
             for (int64_t b = own.begin; b < own.end; ++b)
-                for (int64_t n = 0; n < place.rows; n += GROUP) {
-                    int64_t rows = std::min(GROUP, place.rows - n);
-                    product<real, VECTORS>(rows, states.row(t, n), states.stride, panels + b * O * line, O,
-                                           sums.data());
+                for (int64_t n = 0; n < mine.count; n += GROUP) {
+                    int64_t rows = std::min(GROUP, mine.count - n);
+                    product<real, VECTORS>(rows, states.row(t, mine[n]), states.stride * mine.apart,
+                                           panels + b * O * line, O, sums.data());
                     for (int64_t r = 0; r < rows; ++r)
                         for (int64_t u = 0; u < UNITS; u += W) {
                             int64_t unit = b * UNITS + u;
-                            if (unit < H) gates(row(n + r), unit, std::min(W, H - unit), sums.data() + r * line + u);
+                            if (unit < H) gates(row(mine[n + r]), unit, std::min(W, H - unit), sums.data() + r * line + u);
                         }
                 }
-            meet();
+            const bool alone = sharing.by_sequence(place.rows);
+            const bool alone_next = t + 1 == steps.size() || sharing.by_sequence(steps[t + 1].rows);
+            if (!alone || (!second_size && !alone_next)) meet();
             if (!second_size) continue;
+            const Share own_second = sharing.units(place.rows, second_blocks);
             for (int64_t b = own_second.begin; b < own_second.end; ++b)
-                for (int64_t n = 0; n < place.rows; n += GROUP) {
-                    int64_t rows = std::min(GROUP, place.rows - n);
-                    product<real, 2>(rows, layer.inner + (place.first + n) * H, H,
+                for (int64_t n = 0; n < mine.count; n += GROUP) {
+                    int64_t rows = std::min(GROUP, mine.count - n);
+                    product<real, 2>(rows, layer.inner + (place.first + mine[n]) * H, H * mine.apart,
                                      second_panels + b * H * 2 * W, H, sums.data());
                     for (int64_t r = 0; r < rows; ++r)
                         for (int64_t v = 0; v < 2 && b * 2 * W + v * W < O; ++v) {
                             int64_t unit = b * 2 * W + v * W, width = std::min(W, O - unit);
                             const real* own_sums = sums.data() + (r * 2 + v) * W;
                             if (projected)
-                                row(n + r).give(unit, width, load(own_sums));
+                                row(mine[n + r]).give(unit, width, load(own_sums));
                             else
-                                row(n + r).gru_after_reset(unit, width, own_sums);
+                                row(mine[n + r]).gru_after_reset(unit, width, own_sums);
                         }
                 }
-            meet();
+            if (!alone || !alone_next) meet();
         }
     });
 }
@@ -599,25 +645,30 @@ void backward(const Layer<real>& layer) {
     real* cell_panels = workspace.take<real>(cell_size);
     grads.memory = workspace.take<real>(grads.size());
     in_parallel(std::min(layer.threads, blocks), [&](int64_t thread, int64_t threads) {
-        Share own(blocks, thread, threads), own_cells(cell_blocks, thread, threads);
+        const Share packed(blocks, thread, threads), packed_cells(cell_blocks, thread, threads);
+        const Sharing sharing(thread, threads, (size + cell_size) * sizeof(real));
         std::vector<real> sums(GROUP * UNITS);
-        for (int64_t b = own.begin; b < own.end; ++b)
+        for (int64_t b = packed.begin; b < packed.end; ++b)
             pack<real, 2>(layer.weight_hh + b * UNITS, 1, O, GH, 0, std::min(UNITS, O - b * UNITS),
                           panels + b * GH * UNITS);
-        for (int64_t b = own_cells.begin; projected && b < own_cells.end; ++b)
+        for (int64_t b = packed_cells.begin; projected && b < packed_cells.end; ++b)
             pack<real, 2>(layer.weight_hr + b * UNITS, 1, H, O, 0, std::min(UNITS, H - b * UNITS),
                           cell_panels + b * O * UNITS);
+        meet();
         for (int64_t t = layer.steps - 1; t >= 0; --t) {
             const Place* place = &steps[t];
+            const bool alone = sharing.by_sequence(place->rows);
+            const Rows mine(sharing, place->rows);
+            const Share own = sharing.units(place->rows, blocks), own_cells = sharing.units(place->rows, cell_blocks);
             // Sums of a panel with rows of `in` from column `from` to `to`, the panel's depth; `body` for each vector.
             auto each_sum = [&](int64_t b, int64_t end, const real* panel, auto multiply, auto body) {
-                for (int64_t n = 0; n < place->rows; n += GROUP) {
-                    int64_t rows = std::min(GROUP, place->rows - n);
-                    multiply(n, rows, panel);
+                for (int64_t n = 0; n < mine.count; n += GROUP) {
+                    int64_t rows = std::min(GROUP, mine.count - n);
+                    multiply(mine[n], rows, panel);
                     for (int64_t r = 0; r < rows; ++r)
                         for (int64_t v = 0; v < 2 && b * UNITS + v * W < end; ++v) {
                             int64_t unit = b * UNITS + v * W;
-                            body(n + r, unit, std::min(W, end - unit), load(sums.data() + (r * 2 + v) * W));
+                            body(mine[n + r], unit, std::min(W, end - unit), load(sums.data() + (r * 2 + v) * W));
                         }
                 }
             };
@@ -630,7 +681,8 @@ void backward(const Layer<real>& layer) {
                 if (gru || before) value += load(carried, width);
                 store(carried, value, width);
             };
-            for (int64_t n = 0; n < place->rows; ++n) {
+            for (int64_t i = 0; i < mine.count; ++i) {
+                const int64_t n = mine[i];
                 Row<real> row = row_of(layer, *place, n);
                 Back<real> back{row, n, grads.row(t, n)};
                 for (int64_t unit = own.begin * UNITS; unit < std::min(O, own.end * UNITS); unit += W) {
@@ -648,41 +700,109 @@ void backward(const Layer<real>& layer) {
                         back.rnn(unit, width, grad);
                 }
             }
-            meet();
+            if (!alone) meet();
             if (projected) {
                 for (int64_t b = own_cells.begin; b < own_cells.end; ++b)
                     each_sum(
                         b, H, cell_panels + b * O * UNITS,
                         [&](int64_t n, int64_t rows, const real* panel) {
-                            product<real, 2>(rows, layer.grad_projected + (place->first + n) * O, O, panel, O, sums.data());
+                            product<real, 2>(rows, layer.grad_projected + (place->first + n) * O, O * mine.apart, panel, O, sums.data());
                         },
                         [&](int64_t n, int64_t unit, int64_t width, Vector<real> grad) {
                             Row<real> row = row_of(layer, *place, n);
                             Back<real>{row, n, grads.row(t, n)}.lstm(unit, width, grad);
                         });
-                meet();
+                if (!alone) meet();
             }
             if (before) {
                 for (int64_t b = own.begin; b < own.end; ++b)
                     each_sum(
                         b, O, panels + (b * GH + 2 * H) * UNITS,
                         [&](int64_t n, int64_t rows, const real* panel) {
-                            product<real, 2>(rows, grads.row(t, n) + 2 * H, grads.stride, panel, H, sums.data());
+                            product<real, 2>(rows, grads.row(t, n) + 2 * H, grads.stride * mine.apart, panel, H, sums.data());
                         },
                         [&](int64_t n, int64_t unit, int64_t width, Vector<real> grad) {
                             Row<real> row = row_of(layer, *place, n);
                             Back<real>{row, n, grads.row(t, n)}.gru_reset(unit, width, grad);
                         });
-                meet();
+                if (!alone) meet();
             }
             const int64_t direct = before ? 2 * H : GH;  // gates that read h(t-1) itself
             for (int64_t b = own.begin; b < own.end; ++b)
                 each_sum(
                     b, O, panels + b * GH * UNITS,
                     [&](int64_t n, int64_t rows, const real* panel) {
-                        product<real, 2>(rows, grads.row(t, n), grads.stride, panel, direct, sums.data());
+                        product<real, 2>(rows, grads.row(t, n), grads.stride * mine.apart, panel, direct, sums.data());
                     },
                     add_to_hidden);
+            if (t > 0 && sharing.by_sequence(steps[t - 1].rows) != alone) meet();
+        }
+    });
+}
+
+// ---- the gradient of a matrix of weights ----------------------------------------------------------------------------
+
+// left.T @ right, for `rows` rows of both: the sum over all time steps in one stroke.
+struct OverRows {
+    int64_t rows, left_width, right_width, left_stride, right_stride;
+    const float *left, *right;
+    float* out;  // [left_width, right_width]
+};
+
+constexpr int64_t DEPTH = 256;                // rows summed before the sums go back to memory
+constexpr int OUTER = ACCUMULATORS / 2;       // rows of sums in registers, of two vectors each
+constexpr int64_t TILES = 20;                 // of OUTER columns of `left`, which stay in the second-level cache
+
+void product_over_rows(const OverRows& p, int64_t threads) {
+    constexpr int64_t W = WIDTH<float>, line = 2 * W, columns = OUTER * TILES;
+    const int64_t panels = divide_up(p.right_width, line), tiles = divide_up(p.left_width, OUTER);
+    threads = std::min(threads, tiles);
+    workspace.begin(Workspace::bytes_of<float>(panels * DEPTH * line) +
+                    threads * Workspace::bytes_of<float>(columns * DEPTH));
+    float* right = workspace.take<float>(panels * DEPTH * line);
+    std::vector<float*> lefts(threads);
+    for (float*& left : lefts) left = workspace.take<float>(columns * DEPTH);
+    in_parallel(threads, [&](int64_t thread, int64_t of) {
+        const Share own(tiles, thread, of), packed(panels, thread, of);
+        float* left = lefts[thread];
+        for (int64_t k = 0; k < p.rows; k += DEPTH) {
+            const int64_t depth = std::min(DEPTH, p.rows - k);
+            for (int64_t b = packed.begin; b < packed.end; ++b)
+                for (int64_t i = 0; i < depth; ++i)
+                    for (int64_t v = 0; v < 2; ++v) {
+                        int64_t at = b * line + v * W, width = std::clamp<int64_t>(p.right_width - at, 0, W);
+                        store(right + (b * DEPTH + i) * line + v * W,
+                              load(p.right + (k + i) * p.right_stride + at, width));
+                    }
+            meet();
+            for (int64_t first = own.begin; first < own.end; first += TILES) {
+                const int64_t last = std::min(own.end, first + TILES);
+                for (int64_t i = 0; i < depth; ++i)
+                    for (int64_t j = first; j < last; ++j) {
+                        const float* from = p.left + (k + i) * p.left_stride + j * OUTER;
+                        float* to = left + ((j - first) * DEPTH + i) * OUTER;
+                        const int64_t width = std::min<int64_t>(OUTER, p.left_width - j * OUTER);
+                        if (width == OUTER)
+                            std::memcpy(to, from, OUTER * sizeof(float));
+                        else
+                            for (int64_t r = 0; r < OUTER; ++r) to[r] = r < width ? from[r] : 0;
+                    }
+                for (int64_t b = 0; b < panels; ++b)
+                    for (int64_t i = first; i < last; ++i) {
+                        alignas(64) float sums[OUTER * line];
+                        tile<float, 2, OUTER, OUTER>(left + (i - first) * DEPTH * OUTER, 1, right + b * DEPTH * line,
+                                                     depth, sums, false);
+                        float* out = p.out + i * OUTER * p.right_width + b * line;
+                        for (int64_t r = 0; r < std::min<int64_t>(OUTER, p.left_width - i * OUTER); ++r)
+                            for (int64_t v = 0; v < 2 && b * line + v * W < p.right_width; ++v) {
+                                int64_t width = std::min(W, p.right_width - b * line - v * W);
+                                float* to = out + r * p.right_width + v * W;
+                                Vector<float> value = load(sums + r * line + v * W);
+                                store(to, k ? load(to, width) + value : value, width);
+                            }
+                    }
+            }
+            meet();
         }
     });
 }
@@ -840,6 +960,7 @@ void recurra_linear_int8(const std::int8_t* weights, const float* scales, const 
                          int64_t depth, const float* x, int64_t batch, float* out, int64_t threads) {
     linear(weights, scales, bias, rows, depth, x, batch, out, threads);
 }
+void recurra_product_over_rows(const OverRows* product, int64_t threads) { product_over_rows(*product, threads); }
 void recurra_step_float(const Step* s) { step<float>(*s); }
 void recurra_step_int8(const Step* s) { step<std::int8_t>(*s); }
 }

@@ -66,6 +66,15 @@ class _Step(ctypes.Structure):
     ]
 
 
+class _OverRows(ctypes.Structure):
+    """``OverRows`` of ``native.cpp``."""
+
+    NUMBERS = ("rows", "left_width", "right_width", "left_stride", "right_stride")
+    _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [
+        (name, ctypes.c_void_p) for name in ("left", "right", "out")
+    ]
+
+
 def available() -> bool:
     """Whether the compiled loops can be used; compiles them if they were not before."""
     return _library() is not None
@@ -153,6 +162,20 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         library.recurra_linear_float(_address(weight), _address(bias), *sizes, threads)
     else:
         library.recurra_linear_int8(_address(small.values), _address(small.scale), _address(bias), *sizes, threads)
+    return output
+
+
+def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
+    """``left.T @ right`` of float32 matrices ``[rows, features]`` whose rows are each in one piece."""
+    library = _library()
+    assert library is not None
+    assert left.stride(1) == right.stride(1) == 1
+    output = left.new_empty(left.shape[1], right.shape[1])
+    own = _OverRows(
+        *(len(left), left.shape[1], right.shape[1], left.stride(0), right.stride(0)),
+        *(left.data_ptr(), right.data_ptr(), output.data_ptr()),
+    )
+    library.recurra_product_over_rows(ctypes.byref(own), ctypes.c_int64(torch.get_num_threads()))
     return output
 
 
