@@ -18,7 +18,7 @@ from pydoc_data import topics
 
 import numpy as np
 import torch
-from side_by_side import machine, medians
+from side_by_side import keep_memory, machine, medians
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import recurra.nn
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the ratios into this picture (needs matplotlib)")
     options = parser.parse_args()
     kernels = (["compiled"] if native.available() else []) + ([] if options.no_tensor else ["tensor"])
+    keep_memory()
     best = peak()
     print(machine())
     print(f"compiled loops: {native.why_not() or 'yes'}; matrix products: {best / 1e9:.0f} GFLOP/s\n")
@@ -93,36 +94,36 @@ def main() -> None:
     print(f"{'padded':24} {head} {'x torch':>8} {'GFLOP/s':>8} {'of peak':>8}")
     ratios: dict[str, list[float]] = {kind: [] for kind in GATES}
     bars: dict[str, dict[str, float]] = {}
-    times: dict[tuple[str, tuple[int, int, int]], float] = {}
-    for steps, batch, size in SHAPES:
-        for kind, gates in GATES.items():
+    shares: list[float] = []
+    for shape in SHAPES:
+        steps, batch, size = shape
+        input, gradient = torch.randn(shape, requires_grad=True), torch.randn(shape)
+        ways, chosen = {}, {}
+        for kind in GATES:
             peer = getattr(torch.nn, kind)(size, size)
-            input, gradient = torch.randn(steps, batch, size, requires_grad=True), torch.randn(steps, batch, size)
             layers = {"torch": peer, **{name: own(kind, peer, name) for name in ("auto", *kernels)}}
-            chosen = recurra.nn.implementation(layers["auto"], arrange(input))
-            if chosen in kernels:
-                del layers[chosen]
-            found = medians(
-                {name: training(each, input, gradient) for name, each in layers.items()}, seconds=options.seconds
-            )
-            found.setdefault(chosen, found["auto"])
-            speed = 12 * steps * batch * size * size * gates / found["auto"]
-            ratio = found["torch"] / found["auto"]
+            chosen[kind] = recurra.nn.implementation(layers["auto"], arrange(input))
+            if chosen[kind] in kernels:
+                del layers[chosen[kind]]
+            ways |= {(kind, name): training(layer, input, gradient) for name, layer in layers.items()}
+        found = medians(ways, seconds=len(GATES) * options.seconds)
+        for kind, gates in GATES.items():
+            found.setdefault((kind, chosen[kind]), found[kind, "auto"])
+            speed = 12 * steps * batch * size * size * gates / found[kind, "auto"]
+            ratio = found[kind, "torch"] / found[kind, "auto"]
             ratios[kind].append(ratio)
             bars.setdefault(f"T{steps} B{batch} H{size}", {})[kind] = ratio
-            times[kind, (steps, batch, size)] = found["auto"]
-            cells = " ".join(f"{found[name] * 1e3:9.2f}" for name in ("torch", "auto", *kernels))
+            cells = " ".join(f"{found[kind, name] * 1e3:9.2f}" for name in ("torch", "auto", *kernels))
             name = f"{kind:5}T{steps} B{batch} H{size}"
             print(f"{name:24} {cells} {ratio:8.2f} {speed / 1e9:8.0f} {speed / best:8.0%}", flush=True)
+        shares.append(found["GRU", "auto"] / found["LSTM", "auto"])
     for kind, values in ratios.items():
         mean = math.exp(sum(map(math.log, values)) / len(values))
         print(f"{kind}: geometric mean {mean:.2f} x torch.nn.{kind}, worst {min(values):.2f}")
-    for shape in SHAPES:
-        share = times["GRU", shape] / times["LSTM", shape]
-        print(f"own GRU / own LSTM at T{shape[0]} B{shape[1]} H{shape[2]}: {share:.2f}")
+    print("own GRU / own LSTM, shape by shape: " + ", ".join(f"{share:.2f}" for share in shares) + "\n")
 
     head = " ".join(f"{name:>9}" for name in ("padded", "packed", "auto", *kernels))
-    print(f"\n{'sentences':24} {head} {'x better of torch':>18}")
+    print(f"{'sentences':24} {head} {'x better of torch':>18}")
     for batch, size in PACKED:
         lengths = sentence_lengths(batch)
         steps = lengths[0]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def machine() -> str:
@@ -28,19 +34,34 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
-def medians(ways: Mapping[str, Callable[[], object]], *, seconds: float = 1.0) -> dict[str, float]:
+def keep_memory() -> None:
+    """Have the C library keep the memory that is freed, where it can be told so.
+
+    Else it returns large blocks to the system and gets them back page by page, at the cost of a tenth and more of a
+    layer's time, depending on what else lies in memory: on which side that falls is chance.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        for parameter, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+            library.mallopt(parameter, value)
+
+
+def medians(ways: Mapping[Any, Callable[[], object]], *, seconds: float = 1.0) -> dict[Any, float]:
     """Median seconds of one call of each way.
 
-    The ways take turns, so that whatever else the machine does strikes all of them alike, and go on for about
-    ``seconds`` in all, at least seven rounds.
+    The ways take turns, so that whatever else the machine does strikes all of them alike, in an order drawn anew for each
+    round, so that none always finds the caches as the same other left them. They go on for about ``seconds`` in all, at
+    least seven rounds.
     """
+    order, draw = list(ways), random.Random(1)
     for way in ways.values():
         way()
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[Any, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 7:
-        for name, way in ways.items():
+        draw.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            way()
+            ways[name]()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -451,7 +451,9 @@ def test_choice_with_compiled_loops():
     assert chosen(rnn.LSTM(INPUT, HIDDEN), lengths=[5, 4, 3]) == "compiled"
     assert chosen(rnn.LSTM(INPUT, HIDDEN), batch=1) == "compiled"
     assert chosen(rnn.LSTM(INPUT, HIDDEN), length=1) == "compiled"
-    assert chosen(rnn.LSTM(INPUT, 768)) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), batch=2) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, HIDDEN), length=2) == "compiled"
+    assert chosen(rnn.LSTM(INPUT, 1024), batch=20) == "torch"
 
 
 def test_choice_without_a_compiler(without_compiled):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import cells, native
 from .cells import HiddenState, LSTMState, State, Weights
-from .products import MOST_ROWS, linear, prepared, product_over_rows
+from .products import MOST_ROWS, linear, prepared, product
 from .unrolled import Layer, readable_layer
 
 __all__ = ["MODES", "kernel_layer"]
@@ -186,6 +186,7 @@ class _Loop:
     output: Tensor
     grad_output: Tensor | None = None
     grad_gates: Tensor | None = None
+    grad_inner: Tensor | None = None  # of a GRU
     grad_projected: Tensor | None = None
     grad_hidden: Tensor | None = None
     grad_cell: Tensor | None = None
@@ -272,7 +273,6 @@ class _Recurrence(torch.autograd.Function):
         with torch.autocast(data.device.type, enabled=False):
             x, h, c = data.to(dtype), hidden.to(dtype), None if cell is None else cell.to(dtype)
             size = len(weight_hh) // GATES.get(plan.mode, 1)
-            width = 4 * size if plan.mode == "GRU" else gates.shape[1]
             loop = _Loop(
                 weight_hh.contiguous(),
                 bias_hh,
@@ -284,7 +284,8 @@ class _Recurrence(torch.autograd.Function):
                 inner,
                 output,
                 grad_output=grad_output.contiguous(),
-                grad_gates=gates.new_empty(len(gates), width),
+                grad_gates=torch.empty_like(gates),
+                grad_inner=torch.empty_like(inner) if plan.mode == "GRU" else None,
                 grad_projected=None if weight_hr is None else torch.empty_like(output),
                 grad_hidden=grad_hidden.clone(memory_format=torch.contiguous_format),
                 grad_cell=None if grad_cell is None else grad_cell.clone(memory_format=torch.contiguous_format),
@@ -307,39 +308,29 @@ def _weight_gradients(
     for_data, _, _, for_ih, for_hh, for_bias_ih, for_bias_hh, for_hr = wanted
     grad = loop.grad_gates
     assert grad is not None
-    of_input = [(slice(None), grad)]  # rows of W_e and what comes back through them
-    if plan.mode == "GRU":
-        of_input = [(slice(0, 2 * size), grad[:, : 2 * size]), (slice(2 * size, None), grad[:, 3 * size :])]
-    data_grad = ih_grad = hh_grad = bias_ih_grad = bias_hh_grad = hr_grad = None
-    if for_data:
-        (rows, part), *rest = of_input
-        data_grad = linear(part, weight_ih[rows].t())
-        for rows, part in rest:
-            data_grad.addmm_(part, weight_ih[rows])
-    if for_ih:
-        parts = [product_over_rows(part, data) for _, part in of_input]
-        ih_grad = parts[0] if len(parts) == 1 else torch.cat(parts)
+    direct = 2 * size if plan.mode.startswith("GRU") else grad.shape[1]  # rows of W_h that multiply h(t-1) for a gate
+    data_grad = linear(grad, weight_ih.t()) if for_data else None
+    ih_grad = product(grad.t(), data) if for_ih else None
+    hh_grad = bias_ih_grad = bias_hh_grad = hr_grad = None
     if for_hh:
         before = plan.state_before(loop.output, loop.first_hidden)
-        if plan.mode == "GRU_RESET_BEFORE":
-            assert loop.inner is not None
-            hh_grad = torch.cat(
-                (
-                    product_over_rows(grad[:, : 2 * size], before),
-                    product_over_rows(grad[:, 2 * size :], loop.inner),
-                )
-            )
-        else:
-            hh_grad = product_over_rows(grad[:, : 3 * size] if plan.mode == "GRU" else grad, before)
-    if for_bias_ih or for_bias_hh:
-        sums = grad.sum(0)
-        bias_ih_grad = bias_hh_grad = sums
+        hh_grad = torch.empty_like(loop.weight_hh)
+        product(grad[:, :direct].t(), before, out=hh_grad[:direct])
         if plan.mode == "GRU":
-            bias_ih_grad, bias_hh_grad = torch.cat((sums[: 2 * size], sums[3 * size :])), sums[: 3 * size]
+            assert loop.grad_inner is not None
+            product(loop.grad_inner.t(), before, out=hh_grad[direct:])
+        elif plan.mode == "GRU_RESET_BEFORE":
+            assert loop.inner is not None
+            product(grad[:, direct:].t(), loop.inner, out=hh_grad[direct:])
+    if for_bias_ih or for_bias_hh:
+        bias_ih_grad = bias_hh_grad = grad.sum(0)
+        if plan.mode == "GRU":
+            assert loop.grad_inner is not None
+            bias_hh_grad = torch.cat((bias_ih_grad[:direct], loop.grad_inner.sum(0)))
     if for_hr:
         assert loop.grad_projected is not None
         assert loop.inner is not None
-        hr_grad = product_over_rows(loop.grad_projected, loop.inner)
+        hr_grad = product(loop.grad_projected.t(), loop.inner)
     return data_grad, ih_grad, hh_grad, bias_ih_grad, bias_hh_grad, hr_grad
 
 
@@ -481,8 +472,12 @@ def _backward(loop: _Loop, plan: _Plan) -> None:
             of_cell.mul_(loop.gates[rows, size : 2 * size])
             own.copy_(back(now))
         elif mode == "GRU":
+            assert loop.grad_inner is not None
             torch.mul(local["gates"][rows], of_hidden[:, None], out=blocks)
-            torch.addcmul(back(now[:, :direct]), of_hidden, loop.gates[rows, size : 2 * size], out=own)
+            of_sums = now.clone()  # of all that h(t-1) adds to
+            torch.mul(blocks[:, 2], loop.gates[rows, :size], out=of_sums[:, 2 * size :])
+            loop.grad_inner[rows] = of_sums[:, 2 * size :]
+            torch.addcmul(back(of_sums), of_hidden, loop.gates[rows, size : 2 * size], out=own)
         elif before_reset:
             assert back_second is not None
             torch.mul(local["gates"][rows, 1:], of_hidden[:, None], out=blocks[:, 1:])
@@ -525,5 +520,5 @@ def _local_derivatives(loop: _Loop, plan: _Plan, size: int) -> dict[str, Tensor]
     if plan.mode == "GRU":
         assert loop.inner is not None
         of_reset = of_candidate * loop.inner * reset * (1 - reset)
-        return {"gates": torch.stack((of_reset, of_update, of_candidate * reset, of_candidate), 1)}
+        return {"gates": torch.stack((of_reset, of_update, of_candidate), 1)}
     return {"gates": torch.stack((before * reset * (1 - reset), of_update, of_candidate), 1)}

@@ -109,15 +109,18 @@ inline Vector<real> exp(Vector<real> x) {
     constexpr real ln2_high = single ? real(0.693359375) : real(0.6931471803691238);
     constexpr real ln2_low = single ? real(-2.12194440e-4) : real(1.9082149292705877e-10);
     using Integers = typename Types<real>::Integers;
-    Vector<real> within = x < low ? Vector<real>{} + low : x;
+    Vector<real> within = x < low ? Vector<real>{} + low : x;  // not a number stays what it is
     within = within > high ? Vector<real>{} + high : within;
     Vector<real> shifted = within * real(1.4426950408889634) + magic;
     Vector<real> n = shifted - magic;
     Vector<real> r = within - n * ln2_high - n * ln2_low;
-    Vector<real> series = r / real(terms) + 1;
-    for (int k = terms - 1; k; --k) series = series * r * real(1.0 / k) + 1;
-    Integers scaled = (Integers)series + ((Integers)shifted << mantissa);  // casts of vectors keep their bits
-    return x == x ? (Vector<real>)scaled : x;  // not a number stays what it is
+    constexpr double factorials[] = {1,     1,      2,       6,        24,        120,        720,
+                                     5040., 40320., 362880., 3628800., 39916800., 479001600., 6227020800.};
+    Vector<real> series = Vector<real>{} + real(1 / factorials[terms]);
+#pragma GCC unroll 13
+    for (int k = terms - 1; k >= 0; --k) series = series * r + real(1 / factorials[k]);
+    Integers power = ((Integers)shifted << mantissa) + (Integers)(Vector<real>{} + 1);  // casts keep the bits
+    return series * (Vector<real>)power;
 }
 
 // 1 / x, to the last bit or two: an estimate and a step of Newton's method take less time than a division.
@@ -149,7 +152,8 @@ inline Vector<real> tanh(Vector<real> x) {
 // sums[r] (+)= in[r] @ panel for ROWS rows: the sums stay in registers, which they do if this is a function by itself.
 // A panel is [depth][VECTORS][WIDTH]; sums are [rows][VECTORS][WIDTH]. Element k of a row is DEEPER * k numbers on.
 template <class real, int VECTORS, int ROWS, int DEEPER = 1>
-__attribute__((noinline)) void tile(const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add) {
+__attribute__((noinline)) void tile(const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add,
+                                 const real* next = nullptr) {
     constexpr int W = WIDTH<real>;
     Vector<real> total[ROWS][VECTORS];
 #pragma GCC unroll 24
@@ -161,6 +165,10 @@ __attribute__((noinline)) void tile(const real* in, int64_t in_stride, const rea
         Vector<real> weights[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) weights[v] = load(panel + (k * VECTORS + v) * W);
+        if constexpr (DEEPER == 1 && ROWS > 1)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS * VECTOR_BYTES; v += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(next + k * VECTORS * W) + v, 0, 3);
 #pragma GCC unroll 24
         for (int r = 0; r < ROWS; ++r) {
             real x = in[r * in_stride + k * DEEPER];
@@ -175,12 +183,12 @@ __attribute__((noinline)) void tile(const real* in, int64_t in_stride, const rea
 }
 
 template <class real, int VECTORS, int ROWS = ACCUMULATORS / VECTORS>
-void tile_of(int64_t rows, const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add) {
+void tile_of(int64_t rows, const real* in, int64_t in_stride, const real* panel, int64_t depth, real* sums, bool add, const real* next) {
     if constexpr (ROWS > 0) {
         if (rows == ROWS)
-            tile<real, VECTORS, ROWS>(in, in_stride, panel, depth, sums, add);
+            tile<real, VECTORS, ROWS>(in, in_stride, panel, depth, sums, add, next);
         else
-            tile_of<real, VECTORS, ROWS - 1>(rows, in, in_stride, panel, depth, sums, add);
+            tile_of<real, VECTORS, ROWS - 1>(rows, in, in_stride, panel, depth, sums, add, next);
     }
 }
 
@@ -194,7 +202,7 @@ void product(int64_t rows, const real* in, int64_t in_stride, const real* panel,
         for (int64_t i = 0; i < tiles; ++i) {
             int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
             tile_of<real, VECTORS>(last - first, in + first * in_stride + k, in_stride, panel + k * line,
-                                   std::min(part, depth - k), sums + first * line, k > 0);
+                                   std::min(part, depth - k), sums + first * line, k > 0, panel + (k + part) * line);
         }
 }
 
@@ -204,6 +212,10 @@ void product(int64_t rows, const real* in, int64_t in_stride, const real* panel,
 template <class real, int VECTORS>
 void pack(const real* weights, int64_t next, int64_t deeper, int64_t depth, int64_t apart, int64_t units, real* panel) {
     constexpr int W = WIDTH<real>;
+    if (next == 1 && !apart && units == VECTORS * W) {
+        for (int64_t k = 0; k < depth; ++k) std::memcpy(panel + k * units, weights + k * deeper, units * sizeof(real));
+        return;
+    }
     for (int64_t start = 0; start < depth; start += W) {  // by squares: both sides then stay in the cache
         int64_t end = std::min<int64_t>(depth, start + W);
         for (int v = 0; v < VECTORS; ++v)
@@ -235,7 +247,8 @@ struct Layer {
     real* inner;                 // [R, H], in the middle of a step: see kernels.py
     real* output;                // [R, O]
     const real* grad_output;     // [R, O]
-    real* grad_gates;            // [R, G * H]; of a GRU [R, 4 * H]: reset, update, recalled candidate, candidate
+    real* grad_gates;            // [R, G * H]
+    real* grad_inner;            // [R, H], of a GRU's `inner`
     real* grad_projected;        // [R, O], of h where it is projected
     real* grad_hidden;           // [N, O]: of the states at the end; then of those to begin with
     real* grad_cell;             // [N, H], likewise
@@ -568,15 +581,19 @@ template <class real>
 struct Back {
     const Row<real>& row;
     int64_t n;     // row of the batch
-    real* shared;  // the same gradients of the gates, where the products of this step read them
+    real* shared;  // the gradients of all that h(t-1) adds to, where the products of this step read them
     using V = Vector<real>;
 
-    static int64_t grads_of(int64_t mode) { return mode == GRU ? 4 : Row<real>::gates_of(mode); }
-
+    void keep(int64_t number, int64_t unit, int64_t width, V grad) const {
+        const int64_t H = row.layer.hidden, G = Row<real>::gates_of(row.layer.mode);
+        store(row.layer.grad_gates + (row.at * G + number) * H + unit, grad, width);
+    }
+    void share(int64_t number, int64_t unit, int64_t width, V grad) const {
+        store(shared + number * row.layer.hidden + unit, grad, width);
+    }
     void set(int64_t number, int64_t unit, int64_t width, V grad) const {
-        const int64_t column = number * row.layer.hidden + unit;
-        store(row.layer.grad_gates + row.at * grads_of(row.layer.mode) * row.layer.hidden + column, grad, width);
-        store(shared + column, grad, width);
+        keep(number, unit, width, grad);
+        share(number, unit, width, grad);
     }
     V gate(int64_t number, int64_t unit, int64_t width) const { return load(row.gate(number, unit), width); }
 
@@ -608,7 +625,8 @@ struct Back {
         V grad_candidate = grad * (1 - update) * (1 - candidate * candidate);
         V grad_update = grad * (load(row.hidden + unit, width) - candidate) * update * (1 - update);
         set(1, unit, width, grad_update);
-        set(row.layer.mode == GRU ? 3 : 2, unit, width, grad_candidate);
+        keep(2, unit, width, grad_candidate);
+        if (row.layer.mode != GRU) share(2, unit, width, grad_candidate);
         store(row.layer.grad_hidden + n * row.layer.width + unit, V(grad * update), width);
         return grad_candidate;
     }
@@ -617,7 +635,9 @@ struct Back {
         V reset = gate(0, unit, width), grad_candidate = gru_output(unit, width, grad);
         V grad_reset = grad_candidate * load(row.inner(unit), width) * reset * (1 - reset);
         set(0, unit, width, grad_reset);
-        set(2, unit, width, V(grad_candidate * reset));
+        V grad_recalled = grad_candidate * reset;
+        store(row.layer.grad_inner + row.at * row.layer.hidden + unit, grad_recalled, width);
+        share(2, unit, width, grad_recalled);
     }
 
     // `grad` is that of reset(t) * h(t-1).
@@ -633,11 +653,10 @@ template <class real>
 void backward(const Layer<real>& layer) {
     constexpr int64_t W = WIDTH<real>, UNITS = 2 * W;
     const int64_t H = layer.hidden, O = layer.width, GH = Row<real>::gates_of(layer.mode) * H;
-    const int64_t stride = Back<real>::grads_of(layer.mode) * H;
     const int64_t blocks = divide_up(O, UNITS), cell_blocks = divide_up(H, UNITS);
     const bool projected = layer.weight_hr, before = layer.mode == GRU_RESET_BEFORE, gru = layer.mode == GRU;
     auto steps = places(layer);
-    Shared<real> grads(layer.batch, stride);
+    Shared<real> grads(layer.batch, GH);
     const int64_t size = blocks * GH * UNITS, cell_size = projected ? cell_blocks * O * UNITS : 0;
     workspace.begin(Workspace::bytes_of<real>(size) + Workspace::bytes_of<real>(cell_size) +
                     Workspace::bytes_of<real>(grads.size()));
@@ -740,70 +759,91 @@ void backward(const Layer<real>& layer) {
     });
 }
 
-// ---- the gradient of a matrix of weights ----------------------------------------------------------------------------
+// ---- products of whole matrices ------------------------------------------------------------------------------------
 
-// left.T @ right, for `rows` rows of both: the sum over all time steps in one stroke.
-struct OverRows {
-    int64_t rows, left_width, right_width, left_stride, right_stride;
-    const float *left, *right;
-    float* out;  // [left_width, right_width]
+// out (+)= a @ b, after K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008.
+struct Product {
+    int64_t rows, columns, depth;             // out is [rows, columns]
+    int64_t a_row, a_deeper, b_row, out_row;  // strides, in numbers: `a` may be transposed, all may be parts of others
+    int64_t add, threads;                     // add to what `out` holds
+    const float *a, *b;
+    float* out;
 };
 
-constexpr int64_t DEPTH = 256;                // rows summed before the sums go back to memory
-constexpr int OUTER = ACCUMULATORS / 2;       // rows of sums in registers, of two vectors each
-constexpr int64_t TILES = 20;                 // of OUTER columns of `left`, which stay in the second-level cache
+constexpr int64_t DEPTH = 256;           // numbers summed before the sums go back to memory
+constexpr int OUTER = ACCUMULATORS / 2;  // rows of a tile: it has two vectors of sums a row
+constexpr int64_t TILES = 20;            // whose rows stay in the second-level cache
+constexpr int64_t PANELS = 32;           // of two vectors of columns, which all threads share
 
-void product_over_rows(const OverRows& p, int64_t threads) {
-    constexpr int64_t W = WIDTH<float>, line = 2 * W, columns = OUTER * TILES;
-    const int64_t panels = divide_up(p.right_width, line), tiles = divide_up(p.left_width, OUTER);
-    threads = std::min(threads, tiles);
-    workspace.begin(Workspace::bytes_of<float>(panels * DEPTH * line) +
-                    threads * Workspace::bytes_of<float>(columns * DEPTH));
-    float* right = workspace.take<float>(panels * DEPTH * line);
-    std::vector<float*> lefts(threads);
-    for (float*& left : lefts) left = workspace.take<float>(columns * DEPTH);
-    in_parallel(threads, [&](int64_t thread, int64_t of) {
-        const Share own(tiles, thread, of), packed(panels, thread, of);
-        float* left = lefts[thread];
-        for (int64_t k = 0; k < p.rows; k += DEPTH) {
-            const int64_t depth = std::min(DEPTH, p.rows - k);
-            for (int64_t b = packed.begin; b < packed.end; ++b)
-                for (int64_t i = 0; i < depth; ++i)
-                    for (int64_t v = 0; v < 2; ++v) {
-                        int64_t at = b * line + v * W, width = std::clamp<int64_t>(p.right_width - at, 0, W);
-                        store(right + (b * DEPTH + i) * line + v * W,
-                              load(p.right + (k + i) * p.right_stride + at, width));
-                    }
-            meet();
-            for (int64_t first = own.begin; first < own.end; first += TILES) {
-                const int64_t last = std::min(own.end, first + TILES);
-                for (int64_t i = 0; i < depth; ++i)
-                    for (int64_t j = first; j < last; ++j) {
-                        const float* from = p.left + (k + i) * p.left_stride + j * OUTER;
-                        float* to = left + ((j - first) * DEPTH + i) * OUTER;
-                        const int64_t width = std::min<int64_t>(OUTER, p.left_width - j * OUTER);
-                        if (width == OUTER)
-                            std::memcpy(to, from, OUTER * sizeof(float));
-                        else
-                            for (int64_t r = 0; r < OUTER; ++r) to[r] = r < width ? from[r] : 0;
-                    }
-                for (int64_t b = 0; b < panels; ++b)
-                    for (int64_t i = first; i < last; ++i) {
-                        alignas(64) float sums[OUTER * line];
-                        tile<float, 2, OUTER, OUTER>(left + (i - first) * DEPTH * OUTER, 1, right + b * DEPTH * line,
-                                                     depth, sums, false);
-                        float* out = p.out + i * OUTER * p.right_width + b * line;
-                        for (int64_t r = 0; r < std::min<int64_t>(OUTER, p.left_width - i * OUTER); ++r)
-                            for (int64_t v = 0; v < 2 && b * line + v * W < p.right_width; ++v) {
-                                int64_t width = std::min(W, p.right_width - b * line - v * W);
-                                float* to = out + r * p.right_width + v * W;
-                                Vector<float> value = load(sums + r * line + v * W);
-                                store(to, k ? load(to, width) + value : value, width);
-                            }
-                    }
-            }
-            meet();
+// OUTER rows of `a` as `tile` reads them: [depth][OUTER].
+void pack_rows(const Product& p, int64_t row, int64_t k, int64_t depth, float* to) {
+    const float* from = p.a + row * p.a_row + k * p.a_deeper;
+    const int64_t rows = std::min<int64_t>(OUTER, p.rows - row);
+    if (rows < OUTER) {
+        for (int64_t i = 0; i < depth; ++i)
+            for (int64_t r = 0; r < OUTER; ++r) to[i * OUTER + r] = r < rows ? from[r * p.a_row + i * p.a_deeper] : 0;
+    } else if (p.a_row == 1) {
+        for (int64_t i = 0; i < depth; ++i) std::memcpy(to + i * OUTER, from + i * p.a_deeper, OUTER * sizeof(float));
+    } else {
+        for (int64_t i = 0; i < depth; ++i)
+#pragma GCC unroll 12
+            for (int64_t r = 0; r < OUTER; ++r) to[i * OUTER + r] = from[r * p.a_row + i * p.a_deeper];
+    }
+}
+
+// Two vectors of columns of `b`: [depth][2][WIDTH].
+void pack_columns(const Product& p, int64_t column, int64_t k, int64_t depth, float* to) {
+    constexpr int64_t W = WIDTH<float>;
+    for (int64_t i = 0; i < depth; ++i)
+        for (int64_t v = 0; v < 2; ++v) {
+            const int64_t from = column + v * W, width = std::clamp<int64_t>(p.columns - from, 0, W);
+            store(to + (i * 2 + v) * W, load(p.b + (k + i) * p.b_row + from, width));
         }
+}
+
+void product_of_tile(const Product& p, int64_t row, int64_t column, int64_t k, int64_t depth, const float* rows,
+                     const float* columns) {
+    constexpr int64_t W = WIDTH<float>;
+    alignas(64) float sums[OUTER * 2 * W];
+    tile<float, 2, OUTER, OUTER>(rows, 1, columns, depth, sums, false);
+    for (int64_t r = 0; r < std::min<int64_t>(OUTER, p.rows - row); ++r)
+        for (int64_t v = 0; v < 2 && column + v * W < p.columns; ++v) {
+            const int64_t width = std::min(W, p.columns - column - v * W);
+            float* to = p.out + (row + r) * p.out_row + column + v * W;
+            Vector<float> value = load(sums + (r * 2 + v) * W);
+            store(to, k || p.add ? load(to, width) + value : value, width);
+        }
+}
+
+void product(const Product& p) {
+    constexpr int64_t line = 2 * WIDTH<float>;
+    const int64_t tiles = divide_up(p.rows, OUTER), threads = std::min(p.threads, tiles);
+    const std::size_t own_bytes = Workspace::bytes_of<float>(TILES * OUTER * DEPTH);
+    workspace.begin(Workspace::bytes_of<float>(PANELS * DEPTH * line) + threads * own_bytes);
+    float* panels = workspace.take<float>(PANELS * DEPTH * line);
+    float* all_rows = workspace.take<float>(threads * TILES * OUTER * DEPTH);
+    in_parallel(threads, [&](int64_t thread, int64_t of) {
+        const Share own(tiles, thread, of);
+        float* rows = all_rows + thread * TILES * OUTER * DEPTH;
+        for (int64_t start = 0; start < p.columns; start += PANELS * line)
+            for (int64_t k = 0; k < p.depth; k += DEPTH) {
+                const int64_t depth = std::min(DEPTH, p.depth - k);
+                const int64_t count = std::min(PANELS, divide_up(p.columns - start, line));
+                const Share packed(count, thread, of);
+                for (int64_t b = packed.begin; b < packed.end; ++b)
+                    pack_columns(p, start + b * line, k, depth, panels + b * DEPTH * line);
+                meet();
+                for (int64_t first = own.begin; first < own.end; first += TILES) {
+                    const int64_t last = std::min(own.end, first + TILES);
+                    for (int64_t i = first; i < last; ++i)
+                        pack_rows(p, i * OUTER, k, depth, rows + (i - first) * OUTER * DEPTH);
+                    for (int64_t b = 0; b < count; ++b)
+                        for (int64_t i = first; i < last; ++i)
+                            product_of_tile(p, i * OUTER, start + b * line, k, depth,
+                                            rows + (i - first) * OUTER * DEPTH, panels + b * DEPTH * line);
+                }
+                meet();
+            }
     });
 }
 
@@ -960,7 +1000,7 @@ void recurra_linear_int8(const std::int8_t* weights, const float* scales, const 
                          int64_t depth, const float* x, int64_t batch, float* out, int64_t threads) {
     linear(weights, scales, bias, rows, depth, x, batch, out, threads);
 }
-void recurra_product_over_rows(const OverRows* product, int64_t threads) { product_over_rows(*product, threads); }
+void recurra_product(const Product* p) { product(*p); }
 void recurra_step_float(const Step* s) { step<float>(*s); }
 void recurra_step_int8(const Step* s) { step<std::int8_t>(*s); }
 }

@@ -26,7 +26,7 @@ from torch import Tensor
 from .cells import Weights
 from .int8 import int8_of
 
-__all__ = ["MODES", "available", "linear", "run", "step", "why_not"]
+__all__ = ["MODES", "available", "linear", "product", "run", "step", "why_not"]
 
 MODES = ("RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "LSTM", "GRU", "GRU_RESET_BEFORE")  # in the order of native.cpp
 TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -46,7 +46,7 @@ class _Layer(ctypes.Structure):
     TENSORS = (
         *("batch_sizes", "weight_hh", "bias_hh", "weight_hr", "first_hidden", "first_cell"),
         *("gates", "cells", "inner", "output"),
-        *("grad_output", "grad_gates", "grad_projected", "grad_hidden", "grad_cell"),
+        *("grad_output", "grad_gates", "grad_inner", "grad_projected", "grad_hidden", "grad_cell"),
     )
     _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [(name, ctypes.c_void_p) for name in TENSORS]
 
@@ -66,13 +66,12 @@ class _Step(ctypes.Structure):
     ]
 
 
-class _OverRows(ctypes.Structure):
-    """``OverRows`` of ``native.cpp``."""
+class _Product(ctypes.Structure):
+    """``Product`` of ``native.cpp``."""
 
-    NUMBERS = ("rows", "left_width", "right_width", "left_stride", "right_stride")
-    _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [
-        (name, ctypes.c_void_p) for name in ("left", "right", "out")
-    ]
+    NUMBERS = ("rows", "columns", "depth", "a_row", "a_deeper", "b_row", "out_row", "add", "threads")
+    TENSORS = ("a", "b", "out")
+    _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [(name, ctypes.c_void_p) for name in TENSORS]
 
 
 def available() -> bool:
@@ -165,18 +164,22 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return output
 
 
-def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """``left.T @ right`` of float32 matrices ``[rows, features]`` whose rows are each in one piece."""
+def product(a: Tensor, b: Tensor, *, out: Tensor, add: bool) -> None:
+    """Write ``a @ b`` into ``out``, or add it to that: float32 matrices, which may be parts of others.
+
+    Args:
+        a: ``[rows, depth]``, transposed or not.
+        b: ``[depth, columns]``, each row in one piece.
+        out: ``[rows, columns]``, likewise.
+        add: add.
+    """
     library = _library()
     assert library is not None
-    assert left.stride(1) == right.stride(1) == 1
-    output = left.new_empty(left.shape[1], right.shape[1])
-    own = _OverRows(
-        *(len(left), left.shape[1], right.shape[1], left.stride(0), right.stride(0)),
-        *(left.data_ptr(), right.data_ptr(), output.data_ptr()),
-    )
-    library.recurra_product_over_rows(ctypes.byref(own), ctypes.c_int64(torch.get_num_threads()))
-    return output
+    assert b.stride(1) == out.stride(1) == 1
+    strides = (*a.stride(), b.stride(0), out.stride(0))
+    addresses = (a.data_ptr(), b.data_ptr(), out.data_ptr())
+    own = _Product(*out.shape, a.shape[1], *strides, add, torch.get_num_threads(), *addresses)
+    library.recurra_product(ctypes.byref(own))
 
 
 def _address(tensor: Tensor | None) -> ctypes.c_void_p:

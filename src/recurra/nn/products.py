@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import native
 
-__all__ = ["MOST_ROWS", "ROWS_MULTIPLE", "linear", "prepared", "product_over_rows"]
+__all__ = ["MOST_ROWS", "ROWS_MULTIPLE", "linear", "prepared", "product"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -36,20 +36,25 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(input, weight, bias)
 
 
-def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """``left.T @ right`` of two matrices with as many rows: the sum over rows that makes the gradient of a weight.
+def product(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = False) -> Tensor:
+    """``a @ b``; for ``a = left.T`` the sum over rows that makes the gradient of a weight.
 
-    The compiled one is as fast as the better of BLAS and oneDNN, or faster; without it BLAS is, but not where rows do
-    not begin at multiples of 64 bytes. Not differentiable.
+    There the compiled product is the fastest, and takes parts of matrices as they are. Not differentiable.
+
+    Args:
+        a: ``[rows, depth]``.
+        b: ``[depth, columns]``.
+        out: where to write; None for a new tensor.
+        add: add to what ``out`` holds.
     """
-    in_pieces = left.stride(1) == right.stride(1) == 1
-    if _onednn_can(left) and right.dtype == left.dtype and in_pieces and native.available():
-        return native.product_over_rows(left, right)
-    aligned = left.stride(0) % 16 == 0 and right.stride(0) % 16 == 0
-    if aligned or not _onednn_can(left) or not right.is_contiguous():
-        return left.t() @ right
-    columns = left.t() if left.is_contiguous() else left.t().contiguous()
-    return linear(columns, right.t())
+    if out is None:
+        out = a.new_empty(len(a), b.shape[1])
+    in_pieces = b.stride(1) == out.stride(1) == 1
+    if _onednn_can(a) and b.dtype == out.dtype == a.dtype and in_pieces and native.available():
+        native.product(a, b, out=out, add=add)
+        return out
+    found = linear(a, b.t())
+    return out.add_(found) if add else out.copy_(found)
 
 
 def prepared(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:

@@ -422,8 +422,8 @@ def implementation(
     every way: by ``torch.func``, with respect to what is in a trace. Where one of these is asked for, it runs.
 
     ``'compiled'``: the kernels of ``kernels.py`` with the loops of ``native.cpp``, on a CPU with a C++ compiler, in
-    float32 or float64. Taken wherever it can be, but for padded batches of LSTMs below H_cell 768, at which oneDNN is
-    faster.
+    float32 or float64. Taken wherever it can be, but for padded batches of LSTMs, at which oneDNN, which torch uses, is
+    mostly 5 to 15 % faster: see ``_onednn_is_faster``.
 
     ``'tensor'``: the same kernels with loops of tensor operations, on any device. Without a compiler they are taken on
     a CPU where they are faster than torch's: for sequences packed; for a GRU from H_cell 256 and an RNN from 512 on, or
@@ -467,8 +467,8 @@ def implementation(
         size, steps = min(stack.hidden_sizes), sequences.steps
         packed, alone = sequences.batch_sizes is not None, sequences.batch_size == 1
         if native.available():
-            onednn = stack.mode == "LSTM" and not stack.proj_size and size < 768 and steps > 2
-            return "torch" if onednn and not packed and not alone else "compiled"
+            padded_lstm = stack.mode == "LSTM" and not stack.proj_size and not packed
+            return "torch" if padded_lstm and _onednn_is_faster(size, steps, sequences.batch_size) else "compiled"
         faster = {
             "LSTM": packed or stack.proj_size > 0,
             "GRU": packed or alone or size >= 256,
@@ -479,6 +479,17 @@ def implementation(
             return "tensor"
     slow = stack.mode == "LSTM" and on_cpu and (sequences.steps <= 2 or stack.proj_size > 0)
     return "readable" if slow or stack.mode not in FUSED else "torch"
+
+
+def _onednn_is_faster(size: int, steps: int, batch: int) -> bool:
+    """Whether torch's LSTM by oneDNN beats the compiled loops on a padded batch.
+
+    It does not for one or two steps, since it lays the weights out anew in every call; for one or two sequences, whose
+    steps are bound by reading weights; and with 512-bit vectors from 1024 units on for few sequences, or without
+    gradients.
+    """
+    wide = size >= 1024 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return steps > 2 and batch > 2 and not (wide and (batch <= 8 or not torch.is_grad_enabled()))
 
 
 class RNN(Recurrent):

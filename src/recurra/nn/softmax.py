@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recurra.config import UserError
-from recurra.nn.products import ROWS_MULTIPLE, linear, product_over_rows
+from recurra.nn.products import ROWS_MULTIPLE, linear, product
 
 __all__ = ["AdaptiveSoftmax", "FullSoftmax", "OutputLayer", "cluster_widths", "cutoffs_by_coverage"]
 
@@ -90,7 +90,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                     grad_bias[words] += delta.sum(0)
                 delta = delta.to(h.dtype)
                 if grad_weight is not None:
-                    grad_weight[words] += product_over_rows(delta, h[:count])
+                    product(delta.t(), h[:count], out=grad_weight[words], add=True)
                 if grad_hidden is not None:
                     delta = nn.functional.pad(delta, (0, 0, 0, len(h) - count))
                     grad_hidden[rows] += linear(delta, weight[words].t())[:count]
