@@ -124,23 +124,23 @@ class _Steps:
             yield rows, known, slice(before.start, before.start + known)
             before = rows
 
-    def ends(self, batch: int, backwards: bool) -> Tensor:
-        """Of each sequence the row of its last step in the order of reading; row R + n for one of no steps."""
-        sequences = torch.arange(batch)
+    def ends(self, backwards: bool) -> Tensor:
+        """Of each sequence that has a step the row of its last one in the order of reading."""
+        sequences = torch.arange(self.sizes[0] if self.sizes else 0)
+        if backwards:
+            return sequences
         lengths = (self.batch_sizes[:, None] > sequences).sum(0)
-        last = torch.zeros_like(lengths) if backwards else (lengths - 1).clamp(min=0)
-        firsts = torch.tensor(self.firsts or [0])
-        return torch.where(lengths > 0, firsts[last] + sequences, self.rows + sequences)
+        return torch.tensor(self.firsts)[lengths - 1] + sequences
 
     def befores(self, backwards: bool) -> Tensor:
         """Of each row that of the same sequence a step before in the order of reading; row R + n for none."""
-        parts = []
-        for t, size in enumerate(self.sizes):
-            other = t + 1 if backwards else t - 1
-            known = min(size, self.sizes[other]) if 0 <= other < len(self.sizes) else 0
-            start = self.firsts[other] if known else 0
-            parts += [torch.arange(start, start + known), torch.arange(self.rows + known, self.rows + size)]
-        return torch.cat(parts)
+        steps = torch.arange(len(self.sizes)).repeat_interleave(self.batch_sizes)
+        rows = torch.arange(self.rows)
+        sequences = rows - torch.tensor(self.firsts or [0])[steps]
+        others = steps + 1 if backwards else steps - 1
+        sizes = torch.cat((self.batch_sizes, torch.zeros(1, dtype=torch.long)))[others]  # none before the first
+        distance = self.batch_sizes[steps] if backwards else -sizes
+        return torch.where(sequences < sizes, rows + distance, self.rows + sequences)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class _Plan:
         batch = len(initial)
         if self.steps.even and self.steps.sizes:
             return (values[:batch] if self.backwards else values[self.steps.rows - batch :]).clone()
-        return torch.cat((values, initial)).index_select(0, self.steps.ends(batch, self.backwards).to(values.device))
+        rows = self.steps.ends(self.backwards).to(values.device)
+        return torch.cat((values.index_select(0, rows), initial[len(rows) :]))
 
     def state_before(self, values: Tensor, initial: Tensor) -> Tensor:
         """Of ``values [R, features]`` those of the step before each, ``[R, features]``."""
@@ -166,7 +167,14 @@ class _Plan:
             if self.backwards:
                 return torch.cat((values[batch:], initial))
             return torch.cat((initial, values[: self.steps.rows - batch]))
-        return torch.cat((values, initial)).index_select(0, self.steps.befores(self.backwards).to(values.device))
+        rows = self.steps.befores(self.backwards).to(values.device)
+        if self.backwards or not self.steps.sizes:
+            return torch.cat((values, initial)).index_select(0, rows)
+        first = self.steps.sizes[0]  # the first step's rows come before all others
+        found = torch.empty_like(values)
+        found[:first] = initial[:first]
+        torch.index_select(values, 0, rows[first:], out=found[first:])
+        return found
 
 
 @dataclass

@@ -22,7 +22,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
-#if defined(__AVX512F__) || defined(__AVX2__)
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -61,17 +61,36 @@ using Vector = typename Types<real>::Vector;
 template <class real>
 constexpr int WIDTH = VECTOR_BYTES / sizeof(real);
 
+// The first `width` numbers of a vector, as the instructions below want it said.
+template <class real>
+inline auto mask(int width) {
+#ifdef __AVX512F__
+    return (1u << width) - 1;
+#else
+    typename Types<real>::Integers lanes;
+    for (int i = 0; i < WIDTH<real>; ++i) lanes[i] = i;
+    return lanes < width;
+#endif
+}
+
 // The first `width` numbers at an address; 0 beyond them.
 template <class real>
 inline Vector<real> load(const real* from, int64_t width = WIDTH<real>) {
     Vector<real> value;
     if (width == WIDTH<real>) {
         std::memcpy(&value, from, sizeof value);
-    } else {
-        real lanes[WIDTH<real>] = {};
-        for (int64_t i = 0; i < width; ++i) lanes[i] = from[i];
-        std::memcpy(&value, lanes, sizeof value);
+        return value;
     }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(real) == 4) return (Vector<real>)_mm512_maskz_loadu_ps(mask<real>(width), from);
+    if constexpr (sizeof(real) == 8) return (Vector<real>)_mm512_maskz_loadu_pd(mask<real>(width), from);
+#elif defined(__AVX__)
+    if constexpr (sizeof(real) == 4) return (Vector<real>)_mm256_maskload_ps(from, (__m256i)mask<real>(width));
+    if constexpr (sizeof(real) == 8) return (Vector<real>)_mm256_maskload_pd(from, (__m256i)mask<real>(width));
+#endif
+    real lanes[WIDTH<real>] = {};
+    for (int64_t i = 0; i < width; ++i) lanes[i] = from[i];
+    std::memcpy(&value, lanes, sizeof value);
     return value;
 }
 
@@ -79,11 +98,18 @@ template <class real>
 inline void store(real* to, Vector<real> value, int64_t width = WIDTH<real>) {
     if (width == WIDTH<real>) {
         std::memcpy(to, &value, sizeof value);
-    } else {
-        real lanes[WIDTH<real>];
-        std::memcpy(lanes, &value, sizeof value);
-        for (int64_t i = 0; i < width; ++i) to[i] = lanes[i];
+        return;
     }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(real) == 4) return _mm512_mask_storeu_ps(to, mask<real>(width), (__m512)value);
+    if constexpr (sizeof(real) == 8) return _mm512_mask_storeu_pd(to, mask<real>(width), (__m512d)value);
+#elif defined(__AVX__)
+    if constexpr (sizeof(real) == 4) return _mm256_maskstore_ps(to, (__m256i)mask<real>(width), (__m256)value);
+    if constexpr (sizeof(real) == 8) return _mm256_maskstore_pd(to, (__m256i)mask<real>(width), (__m256d)value);
+#endif
+    real lanes[WIDTH<real>];
+    std::memcpy(lanes, &value, sizeof value);
+    for (int64_t i = 0; i < width; ++i) to[i] = lanes[i];
 }
 
 template <class real>
