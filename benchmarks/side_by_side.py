@@ -49,9 +49,9 @@ def keep_memory() -> None:
 def medians(ways: Mapping[Any, Callable[[], object]], *, seconds: float = 1.0) -> dict[Any, float]:
     """Median seconds of one call of each way.
 
-    The ways take turns, so that whatever else the machine does strikes all of them alike, in an order drawn anew for each
-    round, so that none always finds the caches as the same other left them. They go on for about ``seconds`` in all, at
-    least seven rounds.
+    The ways take turns, so that whatever else the machine does strikes all of them alike, in an order drawn anew for
+    each round, so that none always finds the caches as the same other left them. They go on for about ``seconds`` in
+    all, at least seven rounds.
     """
     order, draw = list(ways), random.Random(1)
     for way in ways.values():

@@ -98,7 +98,12 @@ def test_padded(mode, compiled, shape, dtype):
 
 @EACH_LOOP
 @EACH_MODE
-@pytest.mark.parametrize("lengths", [[7, 7, 5, 2, 1], [3, 3, 0, 0], [4, 1], [6]])
+@pytest.mark.parametrize(
+    "lengths",
+    # The last: threads share the first steps by sequence, the others by unit.
+    [[7, 7, 5, 2, 1], [3, 3, 0, 0], [4, 1], [6], [9, 9, *[6] * 20, 5, 4, 4, 1]],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_packed(mode, compiled, lengths, dtype):
     for directions in (1, 2):
@@ -153,10 +158,8 @@ def test_data_that_does_not_lie_in_order(mode, compiled):
 
 
 @EACH_LOOP
-@EACH_MODE
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "RNN_RELU"])  # there torch's own relu decides
 def test_not_a_number_is_passed_on(mode, compiled):
-    if mode == "RNN_RELU":
-        pytest.skip("torch's relu decides")
     data, weights, states = parameters(mode, (3, 2, 4, 20), 1)
     data[1, 0, 0] = torch.nan
     output = kernel_layer(mode, data, None, states, weights, compiled=compiled).output
@@ -179,12 +182,9 @@ def test_gates_that_are_all_open_or_shut(mode, compiled, scale):
 
 
 @pytest.mark.skipif(not native.available(), reason="compiles nothing")
-@EACH_MODE
+@pytest.mark.parametrize(("mode", "proj_size"), [*((mode, 0) for mode in MODES), ("LSTM", 5)])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.parametrize("proj_size", [0, 5])
 def test_one_step_without_gradients(mode, batch, proj_size):
-    if proj_size and mode != "LSTM":
-        pytest.skip("a projection is the LSTM's")
     for bias, sizes in itertools.product((True, False), ((7, 20), (40, 33), (3, 4))):
         data, weights, states = parameters(mode, (1, batch, *sizes), 2, min(proj_size, 3), bias, torch.float32)
         wanted = readable_layer(_binding(mode), data, None, states, weights)
@@ -196,18 +196,25 @@ def test_one_step_without_gradients(mode, batch, proj_size):
 
 
 @pytest.mark.skipif(not native.available(), reason="compiles nothing")
-@EACH_MODE
-def test_no_result_depends_on_the_number_of_threads(mode):
-    data, weights, states = parameters(mode, (6, 5, 8, 70), 1, dtype=torch.float32)
+@pytest.mark.parametrize(("mode", "proj_size"), [*((mode, 0) for mode in MODES), ("LSTM", 33)])
+@pytest.mark.parametrize("lengths", [[6, 6, 5, 3, 1], [6] * 20 + [5] * 20 + [3, 2, 1]], ids=["few", "many"])
+def test_no_result_depends_on_the_number_of_threads(mode, proj_size, lengths):
+    data, weights, states = parameters(mode, (6, len(lengths), 8, 70), 2, proj_size)
+    data, batch_sizes = packed(data, lengths)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(kernel_layer(mode, data, None, states, weights, compiled=True).output)
+            results.append(
+                everything(
+                    lambda: kernel_layer(mode, data, batch_sizes, states, weights, compiled=True), data, weights, states
+                )
+            )
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(results[2], results[0], rtol=1e-6, atol=1e-6)
+    for found in results[1:]:
+        for one, other in zip(found, results[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @EACH_LOOP

@@ -28,12 +28,12 @@ from torch import Tensor
 from . import cells, native
 from .cells import HiddenState, LSTMState, State, Weights
 from .products import MOST_ROWS, linear, prepared, product
+from .stepper import Stepper
 from .unrolled import Layer, readable_layer
 
 __all__ = ["MODES", "kernel_layer"]
 
-MODES = native.MODES
-GATES = {"LSTM": 4, "GRU": 3, "GRU_RESET_BEFORE": 3}
+MODES, GATES = native.MODES, native.GATES
 
 
 def kernel_layer(
@@ -75,29 +75,15 @@ def _to_be_differentiated(data: Tensor, initial: Sequence[State], weights: Seque
 
 
 def _one_step(mode: str, data: Tensor, initial: Sequence[State], weights: Sequence[Weights]) -> Layer:
-    """One step of a few sequences: what generation does all the time."""
+    """One step of a few sequences."""
     outputs: list[Tensor] = []
     states: list[State] = []
-    x = data[0]
-    batch = len(x)
     for state, own in zip(initial, weights, strict=True):
-        size = len(own.weight_hh) // GATES.get(mode, 1)
-        output = torch.empty(batch, state.hidden.shape[1])
-        cell = state.cell if isinstance(state, LSTMState) else None
-        last_cell = None if cell is None else torch.empty(batch, size)
-        numbers = {"mode": MODES.index(mode), "steps": 1, "batch": batch, "hidden": size, "width": output.shape[1]}
-        tensors = {
-            "first_hidden": state.hidden.contiguous(),
-            "first_cell": None if cell is None else cell.contiguous(),
-            "gates": torch.empty(batch, len(own.weight_hh)),
-            "cells": last_cell,
-            "inner": torch.empty(batch, size),
-            "output": output,
-        }
-        native.step(x, own, numbers=numbers, tensors=tensors)
-        outputs.append(output)
-        states.append(HiddenState(output) if last_cell is None else LSTMState(output, last_cell))
-    return Layer(torch.cat(outputs, -1)[None] if len(outputs) > 1 else outputs[0][None], states, [])
+        cell = state.cell[None] if isinstance(state, LSTMState) else None
+        hidden, last_cell = Stepper(mode, [own])(data[0], state.hidden[None], cell)
+        outputs.append(hidden)
+        states.append(HiddenState(hidden[0]) if last_cell is None else LSTMState(hidden[0], last_cell[0]))
+    return Layer(torch.cat(outputs, -1), states, [])
 
 
 class _Steps:

@@ -947,7 +947,7 @@ void linear(const weight* weights, const float* scales, const float* bias, int64
 // One step of a layer: every weight is read once, from where it is.
 struct Step {
     Layer<float> layer;  // its matrices and biases are not read: they are below
-    int64_t inputs;
+    int64_t inputs, is_int8;
     const float* x;  // [N, inputs]
     const void *weight_ih, *weight_hh, *weight_hr;
     const float *scale_ih, *scale_hh, *scale_hr;  // of the rows of int8 matrices; null for those of floats
@@ -1027,6 +1027,8 @@ void recurra_linear_int8(const std::int8_t* weights, const float* scales, const 
     linear(weights, scales, bias, rows, depth, x, batch, out, threads);
 }
 void recurra_product(const Product* p) { product(*p); }
-void recurra_step_float(const Step* s) { step<float>(*s); }
-void recurra_step_int8(const Step* s) { step<std::int8_t>(*s); }
+// The layers of a stack, each of which reads what the one before wrote.
+void recurra_steps(const Step* steps, int64_t count) {
+    for (const Step* s = steps; s < steps + count; ++s) s->is_int8 ? step<std::int8_t>(*s) : step<float>(*s);
+}
 }

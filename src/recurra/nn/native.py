@@ -23,11 +23,11 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from .cells import Weights
 from .int8 import int8_of
 
-__all__ = ["MODES", "available", "linear", "product", "run", "step", "why_not"]
+__all__ = ["GATES", "MODES", "Step", "available", "linear", "product", "run", "take_steps", "why_not"]
 
+GATES = {"LSTM": 4, "GRU": 3, "GRU_RESET_BEFORE": 3}  # of the others 1
 MODES = ("RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "LSTM", "GRU", "GRU_RESET_BEFORE")  # in the order of native.cpp
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
@@ -51,13 +51,14 @@ class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in NUMBERS] + [(name, ctypes.c_void_p) for name in TENSORS]
 
 
-class _Step(ctypes.Structure):
+class Step(ctypes.Structure):
     """``Step`` of ``native.cpp``."""
 
     MATRICES = ("weight_ih", "weight_hh", "weight_hr")
     _fields_ = [
         ("layer", _Layer),
         ("inputs", ctypes.c_int64),
+        ("is_int8", ctypes.c_int64),
         ("x", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in MATRICES),
         *((name.replace("weight", "scale"), ctypes.c_void_p) for name in MATRICES),
@@ -100,37 +101,11 @@ def run(name: str, *, numbers: Mapping[str, int], tensors: Mapping[str, Tensor |
     getattr(library, f"recurra_{name}_{TYPES[gates.dtype]}")(ctypes.byref(layer))
 
 
-def step(x: Tensor, weights: Weights, *, numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> None:
-    """Run a layer over one step of a few sequences: every weight is read once, from where it is.
-
-    Args:
-        x: what the layer reads, float32 ``[N, H_in]``.
-        weights: of the cell; all matrices are read as int8 if all of them have such a form (``int8.py``).
-        numbers: as in ``run``.
-        tensors: those of ``run`` that are neither weights nor gradients.
-    """
+def take_steps(steps: ctypes.Array[Step]) -> None:
+    """Take a step of each layer of a stack, one after the other."""
     library = _library()
     assert library is not None
-    matrices = [getattr(weights, name) for name in _Step.MATRICES]
-    rounded = [None if matrix is None else int8_of(matrix) for matrix in matrices]
-    as_int8 = all(small is not None for matrix, small in zip(matrices, rounded, strict=True) if matrix is not None)
-    x = x.contiguous()
-    own = _Step(layer=_layer(numbers, {**tensors, "weight_hr": weights.weight_hr}), inputs=x.shape[1], x=x.data_ptr())
-    for name, matrix, small in zip(_Step.MATRICES, matrices, rounded, strict=True):
-        if matrix is None:
-            continue
-        if as_int8:
-            assert small is not None
-            setattr(own, name, small.values.data_ptr())
-            setattr(own, name.replace("weight", "scale"), small.scale.data_ptr())
-        else:
-            assert matrix.is_contiguous(), name
-            setattr(own, name, matrix.data_ptr())
-    for name in ("bias_ih", "bias_hh"):
-        bias = getattr(weights, name)
-        if bias is not None:
-            setattr(own, name, bias.data_ptr())
-    (library.recurra_step_int8 if as_int8 else library.recurra_step_float)(ctypes.byref(own))
+    library.recurra_steps(steps, ctypes.c_int64(len(steps)))
 
 
 def _layer(numbers: Mapping[str, int], tensors: Mapping[str, Tensor | None]) -> _Layer:

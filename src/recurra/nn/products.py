@@ -30,7 +30,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if 0 < len(input) <= MOST_ROWS and _onednn_can(input) and weight.is_contiguous() and native.available():
         return native.linear(input, weight, bias)
-    if _onednn_can(input) and len(input) and _dense(input) and _dense(weight):
+    if _onednn_can(input) and input.numel() and len(weight) and _dense(input) and _dense(weight):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
         return product
     return F.linear(input, weight, bias)
@@ -50,7 +50,7 @@ def product(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fals
     if out is None:
         out = a.new_empty(len(a), b.shape[1])
     in_pieces = b.stride(1) == out.stride(1) == 1
-    if _onednn_can(a) and b.dtype == out.dtype == a.dtype and in_pieces and native.available():
+    if _onednn_can(a) and b.dtype == out.dtype == a.dtype and in_pieces and a.shape[1] and native.available():
         native.product(a, b, out=out, add=add)
         return out
     found = linear(a, b.t())

@@ -33,7 +33,9 @@ from . import cells, native
 from .cells import HiddenState, LSTMState, State, Step, Weights, check_choice
 from .dropout import check_probability, locked_mask
 from .kernels import kernel_layer
+from .products import MOST_ROWS
 from .sequences import Sequences, arrange
+from .stepper import stepper_of
 from .unrolled import FUSED, Layer, Trace, flat, readable_layer, select, torch_layer
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent", "implementation"]
@@ -179,6 +181,11 @@ class Recurrent(nn.Module, ABC):
             raise ValueError(f"zoneout: expected a number, or one each for {', '.join(parts)}; got {self.zoneout!r}")
         for p in self._zoneouts:
             check_probability("zoneout", p)
+        sizes, zoneout = set(self.hidden_sizes), any(self._zoneouts)
+        # Cells on top of each other and nothing else, as far as evaluation goes.
+        self._plain = (
+            self.connections == "plain" and len(sizes) == 1 and not (self.bidirectional or self.layer_norm or zoneout)
+        )
         implementation(self)
 
     def _cells(self) -> list[tuple[int, int]]:
@@ -282,6 +289,10 @@ class Recurrent(nn.Module, ABC):
         Raises:
             ValueError: input, state or lengths of a wrong shape or type.
         """
+        if hx is not None and lengths is None and not trace and isinstance(input, Tensor):
+            at_once = self._step_at_once(input, hx)
+            if at_once is not None:
+                return at_once
         sequences = arrange(input, lengths, self.batch_first)
         self._check_features(sequences.data)
         alone = isinstance(input, Tensor) and input.dim() == 2
@@ -313,6 +324,33 @@ class Recurrent(nn.Module, ABC):
         if trace:
             return restored, state, Trace(records, sequences.order, sequences.batch_size)
         return restored, state
+
+    def _step_at_once(self, input: Tensor, hx: StackState) -> tuple[Tensor, StackState] | None:
+        """Take one step of a few sequences through all layers at once, if there is nothing to it but that."""
+        if torch.is_grad_enabled() or self.training or not self._plain or self._modules:
+            return None
+        if self.implementation not in ("auto", "compiled") or not native.available():
+            return None
+        if input.dim() != 3 or input.shape[self.batch_first] != 1:
+            return None
+        if not input.dtype == self.weight_ih_l0.dtype == torch.float32:
+            return None
+        data = input[:, 0] if self.batch_first else input[0]
+        hidden, cell = cast(tuple[Tensor, Tensor | None], hx if self.state_type is LSTMState else (hx, None))
+        batch = len(data)
+        if not 0 < batch <= MOST_ROWS or data.device.type != "cpu" or data.shape[1] != self.input_size:
+            return None
+        shapes = [(self.num_layers, batch, size) for size in (self.hidden_widths[0], self.hidden_sizes[0])]
+        for part, shape in zip((hidden, cell), shapes, strict=True):
+            if part is not None and not (isinstance(part, Tensor) and part.shape == shape and part.dtype == data.dtype):
+                return None
+        if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+            return None
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
+            return None
+        hidden, cell = stepper_of(self)(data, hidden, cell)
+        output = hidden[-1].clone()[:, None] if self.batch_first else hidden[-1:].clone()
+        return output, hidden if cell is None else LSTMState(hidden, cell)
 
     def _check_features(self, data: Tensor) -> None:
         name, dtype = type(self).__name__, self.weight_ih_l0.dtype

@@ -68,7 +68,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for rows in _chunks(len(hidden), len(weight)):
             h, y = hidden[rows], targets[rows]
             count = len(h)
-            h = nn.functional.pad(h, (0, 0, 0, -count % ROWS_MULTIPLE))
+            h = _padded(h)
             scores = [linear(h, weight[words], bias[words])[:count].to(precise) for words in blocks]  # [rows, words]
             highest = torch.stack([part.amax(1) for part in scores]).amax(0)[:, None]
             of_targets = torch.empty_like(highest)
@@ -92,7 +92,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 if grad_weight is not None:
                     product(delta.t(), h[:count], out=grad_weight[words], add=True)
                 if grad_hidden is not None:
-                    delta = nn.functional.pad(delta, (0, 0, 0, len(h) - count))
+                    delta = _padded(delta)
                     grad_hidden[rows] += linear(delta, weight[words].t())[:count]
         return nats, (grad_hidden, grad_weight, grad_bias)
 
@@ -117,6 +117,11 @@ def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return linear(hidden.reshape(-1, hidden.shape[-1]), weight, bias).view(*hidden.shape[:-1], len(weight))
 
 
+def _padded(hidden: Tensor) -> Tensor:
+    """``hidden [rows, features]`` with rows of zeros up to a number that comes up often."""
+    return nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROWS_MULTIPLE))
+
+
 def _chunks(rows: int, classes: int) -> Iterator[slice]:
     most = max(ROWS_MULTIPLE, SCORES_PER_CHUNK // classes)
     chunks = max(1, -(-rows // most))
@@ -137,7 +142,7 @@ def _target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
     parts = [
         scores.gather(1, targets[rows, None])[:, 0] - scores.logsumexp(1)
         for rows in _chunks(len(hidden), len(weight))
-        for scores in (_scores(hidden[rows], weight, bias),)
+        for scores in (_scores(_padded(hidden[rows]), weight, bias)[: len(targets[rows])],)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
