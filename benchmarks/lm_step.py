@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from side_by_side import machine, medians
+from side_by_side import machine, medians, peak
 from torch import Tensor, nn
 
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
@@ -113,13 +113,17 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
+    best = peak()
+    rows = options.batch * options.chunk
+    products = 6 * rows * options.size * (2 * 8 * options.size + options.words)  # of two LSTM layers, and of all words
     print(machine())
     print(f"{options.words} words, 2 x {options.size}, {options.batch} rows, {options.chunk} steps\n")
     found = medians(steps(options.words, options.size, options.batch, options.chunk), seconds=options.seconds)
     peer = found["PyTorch's example"]
     for name, seconds in found.items():
-        rate = options.batch * options.chunk / seconds
-        print(f"{name:24} {seconds * 1e3:8.0f} ms {rate:8.0f} tokens/s {peer / seconds:6.2f} x")
+        rate = rows / seconds
+        share = "" if "adaptive" in name else f"{products / seconds / best:7.0%} of the peak of matrix products"
+        print(f"{name:24} {seconds * 1e3:8.0f} ms {rate:8.0f} tokens/s {peer / seconds:6.2f} x {share}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pydoc_data import topics
 
 import numpy as np
 import torch
-from side_by_side import keep_memory, machine, medians
+from side_by_side import keep_memory, machine, medians, peak
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import recurra.nn
@@ -28,13 +28,6 @@ from recurra.nn.sequences import arrange
 SHAPES = [(35, 20, 128), (35, 20, 256), (35, 20, 650), (64, 32, 1024), (100, 1, 512), (400, 16, 256)]  # T, B, H
 PACKED = [(32, 200), (32, 512), (32, 650)]  # B, H
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-
-
-def peak() -> float:
-    """FLOP/s of a product of square matrices, by the faster of BLAS and oneDNN."""
-    a = torch.randn(2048, 2048)
-    ways = {"BLAS": lambda: a @ a, "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")}
-    return 2 * 2048**3 / min(medians(ways).values())
 
 
 def sentence_lengths(count: int) -> list[int]:

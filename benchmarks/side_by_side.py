@@ -65,3 +65,10 @@ def medians(ways: Mapping[Any, Callable[[], object]], *, seconds: float = 1.0) -
             ways[name]()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak() -> float:
+    """FLOP/s of a product of square matrices, by the faster of BLAS and oneDNN."""
+    a = torch.randn(2048, 2048)
+    ways = {"BLAS": lambda: a @ a, "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")}
+    return 2 * 2048**3 / min(medians(ways).values())

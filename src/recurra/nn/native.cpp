@@ -1,9 +1,9 @@
-// The loops over time of RNN, LSTM and GRU, forward and backward, and one step of them, for CPUs.
+// The loops over time of RNN, LSTM and GRU, forward and backward; products of matrices; one step of a stack; for CPUs.
 //
 // What can be done for all steps at once is done outside, as matrix products: see kernels.py. What is left in a loop is
 // the product with the hidden-to-hidden weights and the gates. Here the weights are laid out once for a whole sequence
-// (pack), each thread has its own units in every step, and the threads meet once a step (twice where a step has two
-// products). No sum is split between threads, so no result depends on how many there are.
+// (pack), and the threads share a step by sequences or by units (Sharing). No sum is split between threads, so no result
+// depends on how many there are.
 //
 // Rows are packed sequences: the rows of step t are the batch_sizes[t] sequences still running, long ones first.
 // Letters as in recurrent.py: H is hidden (H_cell), O the width of h (H, or the projection's), G the number of gates.
