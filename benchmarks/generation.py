@@ -53,7 +53,7 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds a token")
-    axes.legend(["torch.nn", "Recurra, float32", "Recurra, int8"])
+    axes.legend(["torch.nn", "Recurra, float32", "Recurra, int8"], ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1))
     figure.savefig(path)
 
 

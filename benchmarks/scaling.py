@@ -138,6 +138,8 @@ def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
         first = min(times[0] for times in found.values())
         line = [1e3 * first * size / SIZES[name][0] for size in SIZES[name]]
         axes.loglog(SIZES[name], line, color="0.7", linestyle=":", label="proportional")
+        axes.set_xticks(SIZES[name], [f"{size:,}" for size in SIZES[name]])
+        axes.minorticks_off()
         axes.set_xlabel(name)
         axes.set_ylabel("ms a training step")
         axes.legend(fontsize=7)

@@ -1,4 +1,4 @@
-"""Time two ways of doing the same thing side by side: alternating in one process, medians, their ratio."""
+"""Time ways of doing the same thing side by side: taking turns in one process, medians, their ratio."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from recurra.generation import (
     next_tokens,
 )
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
+from recurra.nn import native
 from recurra.text.batches import TokenStream
 from recurra.text.tokenizer import Tokenizer, tokenizer_from_mapping
 from recurra.text.vocabulary import LINE_END
@@ -31,6 +33,8 @@ from recurra.text.vocabulary import LINE_END
 __all__ = ["KIND", "LanguageModel", "load"]
 
 KIND = "lm"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +133,8 @@ class LanguageModel:
         model.eval()
         if precision == "int8":
             model.round_to_int8_()
+            if not native.available():
+                _log.warning("int8 weights are no faster here: there are no compiled loops (%s)", native.why_not())
         return lm
 
     # ---- reading --------------------------------------------------------------------------------------------------

@@ -46,12 +46,15 @@ def build_optimizer(
     common: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     rows_only = name in ("sgd", "asgd", "adagrad") and not weight_decay and not momentum
     embeddings = _untied_embeddings(model) if rows_only else []
-    for embedding in embeddings:
-        embedding.row_sparse = distributed.world_size() == 1  # several processes add up gradients as one dense array
+    alone = distributed.world_size() == 1  # several processes add up gradients as one dense array
+    for module in model.modules():
+        if isinstance(module, Embedding):
+            module.row_sparse = alone and any(module is embedding for embedding in embeddings)
     by_rows = [embedding.weight for embedding in embeddings]
     parameters: list[Any] = [p for p in model.parameters() if not any(p is own for own in by_rows)]
     if by_rows:
-        torch.sparse.check_sparse_tensor_invariants.disable()  # as by default: left unsaid, torch warns
+        if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
+            torch.sparse.check_sparse_tensor_invariants.disable()  # as by default: left unsaid, torch warns
         parameters = [{"params": parameters}, {"params": by_rows, "fused": False, "foreach": False}]
     match name:
         case "adam":

@@ -213,8 +213,23 @@ def test_no_result_depends_on_the_number_of_threads(mode, proj_size, lengths):
     finally:
         torch.set_num_threads(before)
     for found in results[1:]:
-        for one, other in zip(found, results[0], strict=True):
+        for place, (one, other) in enumerate(zip(found, results[0], strict=True)):
+            if place == 0:
+                assert torch.equal(one, other)
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@EACH_LOOP
+@EACH_MODE
+def test_small_numbers_keep_their_digits(mode, compiled):
+    data, weights, states = parameters(mode, (3, 2, 4, 20), 1, bias=False, dtype=torch.float32)
+    zeros = [type(state)(*(torch.zeros_like(part) for part in state)) for state in states]
+    given = (data * 1e-6, None, zeros, weights)
+    wanted = readable_layer(_binding(mode), *given).output
+    found = kernel_layer(mode, *given, compiled=compiled).output
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
+    nothing = kernel_layer(mode, data * 0, None, zeros, weights, compiled=compiled).output
+    assert bool(nothing.any()) == (mode == "RNN_SIGMOID")
 
 
 @EACH_LOOP

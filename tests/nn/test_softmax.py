@@ -179,3 +179,16 @@ def test_bfloat16_products_are_summed_in_float32():
     probabilities = (hidden @ layer.weight.t() + layer.bias).softmax(1)
     expected = (probabilities - torch.nn.functional.one_hot(targets, 5_000)).sum(0)
     torch.testing.assert_close(half.bias.grad.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("target", [-1, 10, 5000])
+def test_a_target_that_is_no_word_is_refused(target):
+    layer = FullSoftmax(8, [1] * 10)
+    with pytest.raises(IndexError, match=f"expected ids from 0 to 9, got {target}"):
+        layer.loss(torch.randn(1, 8), torch.tensor([target]))
+
+
+def test_vectors_of_another_size_are_refused():
+    layer = FullSoftmax(8, [1] * 10)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        layer.log_probs(torch.randn(1, 7))

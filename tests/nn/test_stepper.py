@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.utils.prune
+from torch.autograd import forward_ad
 
 from recurra import nn as rnn
 from recurra.nn import native
@@ -66,6 +68,23 @@ def test_steps_are_those_of_the_readable_layers(make, batch, batch_first):
         close(read(stack, inputs, batch_first), wanted)
 
 
+def test_a_step_is_one_call(monkeypatch):
+    calls, real = [], native.take_steps
+    monkeypatch.setattr(native, "take_steps", lambda steps: (calls.append(len(steps)), real(steps)))
+    stack, inputs = rnn.LSTM(INPUT, HIDDEN, LAYERS).eval(), torch.randn(4, 2, INPUT)
+    with torch.no_grad():
+        read(stack, inputs)
+        assert calls == [LAYERS] * 4
+        with torch.autocast("cpu", torch.bfloat16):
+            read(stack, inputs)
+        stack.train()
+        stack.weight_dropout = 0.5
+        read(stack, inputs)
+    assert len(calls) == 4 + LAYERS * 4  # layer by layer where weights are dropped
+    read(stack, inputs)
+    assert len(calls) == 4 + LAYERS * 4
+
+
 def changes():
     def load(stack):
         stack.load_state_dict(rnn.LSTM(INPUT, HIDDEN, LAYERS).state_dict())
@@ -80,8 +99,16 @@ def changes():
     def move(stack):
         stack.double().float()
 
-    def prune(stack):
+    def parametrize(stack):
         torch.nn.utils.parametrize.register_parametrization(stack, "weight_hh_l0", torch.nn.Tanh())
+
+    def prune_twice(stack):
+        torch.nn.utils.prune.l1_unstructured(stack, "weight_hh_l0", 0.5)
+        read(stack, torch.zeros(1, 1, INPUT))
+        torch.nn.utils.prune.l1_unstructured(stack, "weight_hh_l0", 0.5)
+
+    def turn(stack):
+        stack.load_state_dict({k: w.t().contiguous().t() for k, w in stack.state_dict().items()}, assign=True)
 
     def take_the_readable(stack):
         stack.implementation = "readable"
@@ -91,7 +118,7 @@ def changes():
             if weight.dim() == 2:
                 round_to_int8_(weight)
 
-    return (load, assign, write, move, prune, take_the_readable, round_all)
+    return (load, assign, write, move, parametrize, prune_twice, turn, take_the_readable, round_all)
 
 
 @pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
@@ -149,3 +176,69 @@ def test_a_state_of_another_shape_is_refused():
         stack(torch.randn(1, 2, INPUT), stack.initial_state(3))
     with torch.no_grad(), pytest.raises(ValueError, match=f"expected input with input_size {INPUT}"):
         stack(torch.randn(1, 2, INPUT + 1), stack.initial_state(2))
+    with torch.no_grad(), pytest.raises(ValueError, match="expected a state of 2 parts"):
+        stack(torch.randn(1, 2, INPUT), (torch.zeros(LAYERS, 2, HIDDEN),))
+
+
+def test_a_state_of_another_type_is_converted_or_refused():
+    stack, input = rnn.GRU(INPUT, HIDDEN, LAYERS).eval(), torch.randn(1, 2, INPUT)
+    state = torch.randn(LAYERS, 2, HIDDEN)
+    with torch.no_grad():
+        wanted = flat(stack(input, state))
+        close(flat(stack(input, state.double())), wanted)
+        close(flat(stack(input, state.bfloat16())), wanted, 0.05)
+        with pytest.raises(ValueError, match="expected cell state of shape"):
+            rnn.LSTM(INPUT, HIDDEN, LAYERS).eval()(input, (state, None))
+
+
+def test_whatever_torch_makes_by_default_is_not_what_a_step_needs():
+    stack, input = rnn.GRU(INPUT, HIDDEN, LAYERS).eval(), torch.randn(1, 2, INPUT)
+    state = stack.initial_state(2)
+    with torch.no_grad():
+        wanted = flat(stack(input, state))
+        for set_default, value, back in (
+            (torch.set_default_dtype, torch.bfloat16, torch.float32),
+            (torch.set_default_device, "meta", "cpu"),
+        ):
+            set_default(value)
+            try:
+                found = flat(stack(input.repeat(1, 3, 1), state.repeat(1, 3, 1)))
+            finally:
+                set_default(back)
+            close([part[:, :2] for part in found], wanted)
+
+
+def test_a_stack_made_in_inference_mode_steps():
+    with torch.inference_mode():
+        stack = rnn.LSTM(INPUT, HIDDEN, LAYERS).eval()
+        readable = rnn.LSTM(INPUT, HIDDEN, LAYERS, implementation="readable").eval()
+        readable.load_state_dict(stack.state_dict())
+        inputs = torch.randn(3, 2, INPUT)
+        close(read(stack, inputs), read(readable, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use of it
+def test_forward_mode_differentiation_goes_through_the_step():
+    stack, input = rnn.RNN(INPUT, HIDDEN).eval(), torch.randn(1, 2, INPUT)
+    with torch.no_grad(), forward_ad.dual_level():
+        output, _ = stack(forward_ad.make_dual(input, torch.ones_like(input)), stack.initial_state(2))
+        assert forward_ad.unpack_dual(output).tangent is not None
+
+
+def test_compiles_in_one_graph():
+    stack, input = rnn.GRU(INPUT, HIDDEN).eval(), torch.randn(1, 2, INPUT)
+    state = stack.initial_state(2)
+    with torch.no_grad():
+        close(flat(torch.compile(stack, backend="eager", fullgraph=True)(input, state)), flat(stack(input, state)))
+
+
+def test_nothing_of_another_device_is_touched():
+    stack, input = rnn.LSTM(INPUT, HIDDEN, LAYERS).eval(), torch.randn(1, 2, INPUT)
+    state = stack.initial_state(2)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="expected hidden state on cpu, as the input is, got meta"):
+            stack(input, tuple(part.to("meta") for part in state))
+        with pytest.raises(ValueError, match="expected input on cpu, where the weights are, got meta"):
+            stack(input.to("meta"), state)
+        with pytest.raises(ValueError, match="expected input on meta, where the weights are, got cpu"):
+            stack.to("meta")(input, state)

@@ -163,13 +163,14 @@ class RecurrentLM(nn.Module):
         return LMState(map_state(state.recurrent, Tensor.detach))
 
     def round_to_int8_(self) -> None:
-        """Round every matrix in place to what int8 can say, with a scale for each row.
+        """Round the matrices of cells and output layer in place to what int8 can say, with a scale for each row.
 
         One step of a few rows then reads a quarter of the memory, which is what takes its time; it needs the compiled
         loops (:mod:`recurra.nn.native`). Longer texts are read by the same rounded weights, as floats.
         """
+        others = ("bridge.", "recurrent.weight_highway", *(() if self.settings.tied else ("embedding.",)))
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2 and (self.settings.tied or not name.startswith("embedding.")):
+            if parameter.dim() == 2 and not name.startswith(others):
                 round_to_int8_(parameter)
 
     def _read(

@@ -9,7 +9,7 @@ What the equations of ``cells.py`` say, in another order:
   time, in one stroke.
 - The batch shrinks as sequences end, so that no work is done on padding.
 
-There are two loops of each kind: of tensor operations, here; and compiled ones (``native.cpp``), which do a step with
+There are two loops of each kind: of tensor operations, here; and compiled ones (``cpp/``), which do a step with
 all its gates in one go, and keep the weights laid out from step to step.
 
 Inside, all data is packed: R rows, those of step t being the first N_t sequences, long ones first (``sequences.py``); a
@@ -49,9 +49,9 @@ def kernel_layer(
 
     Args:
         mode: one of ``MODES``.
-        compiled: use the loops of ``native.cpp``, which ``native.available`` must have said are there.
+        compiled: use the loops of ``cpp/``, which ``native.available`` must have said are there.
     """
-    if compiled and batch_sizes is None and _few(data) and not _to_be_differentiated(data, initial, weights):
+    if compiled and batch_sizes is None and _few(data, initial) and not _to_be_differentiated(data, initial, weights):
         return _one_step(mode, data, initial, weights)
     steps = _Steps(len(data), data.shape[1]) if batch_sizes is None else _Steps(batch_sizes)
     flat = data.reshape(-1, data.shape[-1])
@@ -65,8 +65,9 @@ def kernel_layer(
     return Layer(outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), states, [])
 
 
-def _few(data: Tensor) -> bool:
-    return len(data) == 1 and 0 < data.shape[1] <= MOST_ROWS and data.dtype == torch.float32
+def _few(data: Tensor, initial: Sequence[State]) -> bool:
+    parts = (data, *(part for state in initial for part in state))
+    return len(data) == 1 and 0 < data.shape[1] <= MOST_ROWS and all(part.dtype == torch.float32 for part in parts)
 
 
 def _to_be_differentiated(data: Tensor, initial: Sequence[State], weights: Sequence[Weights]) -> bool:
@@ -98,7 +99,7 @@ class _Steps:
         for size in sizes:
             self.firsts.append(self.firsts[-1] + size)
         self.rows = self.firsts.pop()
-        self.batch_sizes = torch.tensor(sizes)
+        self.batch_sizes = torch.tensor(sizes, dtype=torch.long, device="cpu")
 
     def places(self, backwards: bool) -> Iterator[tuple[slice, int, slice]]:
         """In the order of reading: a step's rows; how many of them had a step before; the rows of that."""
@@ -112,19 +113,19 @@ class _Steps:
 
     def ends(self, backwards: bool) -> Tensor:
         """Of each sequence that has a step the row of its last one in the order of reading."""
-        sequences = torch.arange(self.sizes[0] if self.sizes else 0)
+        sequences = torch.arange(self.sizes[0], device="cpu")
         if backwards:
             return sequences
         lengths = (self.batch_sizes[:, None] > sequences).sum(0)
-        return torch.tensor(self.firsts)[lengths - 1] + sequences
+        return torch.tensor(self.firsts, device="cpu")[lengths - 1] + sequences
 
     def befores(self, backwards: bool) -> Tensor:
         """Of each row that of the same sequence a step before in the order of reading; row R + n for none."""
-        steps = torch.arange(len(self.sizes)).repeat_interleave(self.batch_sizes)
-        rows = torch.arange(self.rows)
-        sequences = rows - torch.tensor(self.firsts or [0])[steps]
+        steps = torch.arange(len(self.sizes), device="cpu").repeat_interleave(self.batch_sizes)
+        rows = torch.arange(self.rows, device="cpu")
+        sequences = rows - torch.tensor(self.firsts, device="cpu")[steps]
         others = steps + 1 if backwards else steps - 1
-        sizes = torch.cat((self.batch_sizes, torch.zeros(1, dtype=torch.long)))[others]  # none before the first
+        sizes = torch.cat((self.batch_sizes, self.batch_sizes.new_zeros(1)))[others]  # none before the first
         distance = self.batch_sizes[steps] if backwards else -sizes
         return torch.where(sequences < sizes, rows + distance, self.rows + sequences)
 
@@ -141,7 +142,7 @@ class _Plan:
     def state_at_end(self, values: Tensor, initial: Tensor) -> Tensor:
         """Of ``values [R, features]`` those where each sequence ended, ``[N, features]``."""
         batch = len(initial)
-        if self.steps.even and self.steps.sizes:
+        if self.steps.even:
             return (values[:batch] if self.backwards else values[self.steps.rows - batch :]).clone()
         rows = self.steps.ends(self.backwards).to(values.device)
         return torch.cat((values.index_select(0, rows), initial[len(rows) :]))
@@ -154,7 +155,7 @@ class _Plan:
                 return torch.cat((values[batch:], initial))
             return torch.cat((initial, values[: self.steps.rows - batch]))
         rows = self.steps.befores(self.backwards).to(values.device)
-        if self.backwards or not self.steps.sizes:
+        if self.backwards:
             return torch.cat((values, initial)).index_select(0, rows)
         first = self.steps.sizes[0]  # the first step's rows come before all others
         found = torch.empty_like(values)
@@ -165,7 +166,7 @@ class _Plan:
 
 @dataclass
 class _Loop:
-    """The arrays that a loop reads and writes: those of ``Layer`` in ``native.cpp``, where their shapes are."""
+    """The arrays that a loop reads and writes: those of ``Layer`` in ``cpp/layer.h``, where their shapes are."""
 
     weight_hh: Tensor
     bias_hh: Tensor | None
@@ -174,9 +175,8 @@ class _Loop:
     first_cell: Tensor | None
     gates: Tensor
     cells: Tensor | None
-    inner: (
-        Tensor | None
-    )  # GRU: W_h h(t-1) + b_hh of the candidate; reset before: reset * h(t-1); LSTM: what is projected
+    # GRU: W_h h(t-1) + b_hh of the candidate; reset before: reset * h(t-1); LSTM: what is projected
+    inner: Tensor | None
     output: Tensor
     grad_output: Tensor | None = None
     grad_gates: Tensor | None = None
@@ -233,7 +233,7 @@ class _Recurrence(torch.autograd.Function):
             has_inner = plan.mode.startswith("GRU") or weight_hr is not None
             loop = _Loop(
                 weight_hh.contiguous(),
-                bias_hh,
+                None if bias_hh is None else bias_hh.contiguous(),
                 None if weight_hr is None else weight_hr.contiguous(),
                 hidden.contiguous(),
                 None if cell is None else cell.contiguous(),
@@ -269,7 +269,7 @@ class _Recurrence(torch.autograd.Function):
             size = len(weight_hh) // GATES.get(plan.mode, 1)
             loop = _Loop(
                 weight_hh.contiguous(),
-                bias_hh,
+                None if bias_hh is None else bias_hh.contiguous(),
                 None if weight_hr is None else weight_hr.contiguous(),
                 h.contiguous(),
                 None if c is None else c.contiguous(),
@@ -317,7 +317,8 @@ def _weight_gradients(
             assert loop.inner is not None
             product(grad[:, direct:].t(), loop.inner, out=hh_grad[direct:])
     if for_bias_ih or for_bias_hh:
-        bias_ih_grad = bias_hh_grad = grad.sum(0)
+        bias_ih_grad = grad.sum(0)
+        bias_hh_grad = bias_ih_grad.clone()
         if plan.mode == "GRU":
             assert loop.grad_inner is not None
             bias_hh_grad = torch.cat((bias_ih_grad[:direct], loop.grad_inner.sum(0)))

@@ -1,4 +1,4 @@
-"""The compiled loops of ``native.cpp``: built where a C++ compiler is found, never needed.
+"""The compiled loops of ``cpp/``: built where a C++ compiler is found, never needed.
 
 They are compiled when first used, for the very processor at hand, which takes some seconds; the library is kept in the
 user's cache folder. Set ``RECURRA_NATIVE=0`` to do without. Everything here has an equal in ``kernels.py`` or in torch.
@@ -12,11 +12,13 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -25,13 +27,13 @@ from torch import Tensor
 
 from .int8 import int8_of
 
-__all__ = ["GATES", "MODES", "Step", "available", "linear", "product", "run", "take_steps", "why_not"]
+__all__ = ["GATES", "MODES", "TYPES", "Step", "available", "linear", "product", "run", "take_steps", "why_not"]
 
 GATES = {"LSTM": 4, "GRU": 3, "GRU_RESET_BEFORE": 3}  # of the others 1
-MODES = ("RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "LSTM", "GRU", "GRU_RESET_BEFORE")  # in the order of native.cpp
+MODES = ("RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "LSTM", "GRU", "GRU_RESET_BEFORE")  # in the order of cpp/layer.h
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = Path(__file__).with_name("cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 LONGEST_BUILD = 300  # seconds
 
@@ -40,7 +42,7 @@ _reason = "it was not asked for yet"
 
 
 class _Layer(ctypes.Structure):
-    """``Layer`` of ``native.cpp``."""
+    """``Layer`` of ``cpp/layer.h``."""
 
     NUMBERS = ("mode", "steps", "batch", "hidden", "width", "backwards", "threads")
     TENSORS = (
@@ -52,7 +54,7 @@ class _Layer(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """``Step`` of ``native.cpp``."""
+    """``Step`` of ``cpp/step.h``."""
 
     MATRICES = ("weight_ih", "weight_hh", "weight_hr")
     _fields_ = [
@@ -68,7 +70,7 @@ class Step(ctypes.Structure):
 
 
 class _Product(ctypes.Structure):
-    """``Product`` of ``native.cpp``."""
+    """``Product`` of ``cpp/products.h``."""
 
     NUMBERS = ("rows", "columns", "depth", "a_row", "a_deeper", "b_row", "out_row", "add", "threads")
     TENSORS = ("a", "b", "out")
@@ -90,7 +92,7 @@ def run(name: str, *, numbers: Mapping[str, int], tensors: Mapping[str, Tensor |
 
     Args:
         name: which of the two.
-        numbers: the fields of ``Layer`` of ``native.cpp`` that are numbers, but for ``threads``.
+        numbers: the fields of ``Layer`` of ``cpp/layer.h`` that are numbers, but for ``threads``.
         tensors: those that are arrays, of the shapes given there and contiguous; None for those not there.
     """
     library = _library()
@@ -183,38 +185,57 @@ def _built() -> Path:
         OSError: there is no compiler, or no folder to write to.
         subprocess.SubprocessError: the compiler failed.
     """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise OSError("no C++ compiler (c++, g++ or clang++) was found")
-    made_of = (SOURCE.read_text(encoding="utf-8"), FLAGS, compiler, sys.platform, platform.machine(), _processor())
+    compiler = (
+        shlex.split(os.environ.get("CXX", "")) or [name for name in ("c++", "g++", "clang++") if shutil.which(name)][:1]
+    )
+    if not compiler or not shutil.which(compiler[0]):
+        raise OSError(f"no C++ compiler ({compiler[0] if compiler else 'c++, g++ or clang++'}) was found")
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.*"))]
+    made_of = (sources, FLAGS, compiler, sys.platform, platform.machine(), _processor())
     name = f"native-{hashlib.blake2b(repr(made_of).encode(), digest_size=8).hexdigest()}.so"
     for folder in (platformdirs.user_cache_path("recurra"), Path(tempfile.gettempdir()) / f"recurra-{_user()}"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():  # a library that others can change is not loaded
-                continue
-            path = folder / name
-            if not path.exists():
-                _compile(compiler, path)
-            return path
-        except OSError:
+        if not _ours(folder):
             continue
-    raise OSError("no folder to keep the compiled library in can be written to")
+        path = folder / name
+        if path.exists() and not _is_mine(path):
+            continue
+        if not path.exists():
+            _compile(compiler, path)
+        return path
+    raise OSError("no folder to keep the compiled library in can be written to by this user alone")
 
 
-def _compile(compiler: str, path: Path) -> None:
-    """Compile to a file beside the path, then rename: several processes may do so at once."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+def _ours(folder: Path) -> bool:
+    """Whether a folder, made if need be, is one that nobody else can write to: what lies there is run."""
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return not folder.is_symlink() and _is_mine(folder) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+def _is_mine(path: Path) -> bool:
+    status = path.lstat()
+    return status.st_uid == _user() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compile(compiler: Sequence[str], path: Path) -> None:
+    """Compile to a file beside the path, then rename: several processes may do so at once.
+
+    Raises:
+        OSError: the compiler cannot be run.
+        subprocess.SubprocessError: it failed.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        made = Path(folder) / path.name
         for flags in (("-fopenmp",), ()):  # without OpenMP, one thread does it all
-            command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(beside)]
+            command = [*compiler, *FLAGS, *flags, str(SOURCES / "library.cpp"), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_BUILD, check=False)
             if done.returncode == 0:
-                os.replace(beside, path)
+                made.chmod(0o700)
+                os.replace(made, path)
                 return
-        raise subprocess.SubprocessError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['?'])[0]}")
-    finally:
-        beside.unlink(missing_ok=True)
+    raise subprocess.SubprocessError(f"{compiler[0]} failed: {(done.stderr.strip().splitlines() or ['?'])[0]}")
 
 
 def _processor() -> str:

@@ -28,9 +28,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     A few rows are multiplied by weights that are read once, as int8 where they have such a form (``int8.py``).
     ``benchmarks/products.py`` says what is gained. Not differentiable.
     """
-    if 0 < len(input) <= MOST_ROWS and _onednn_can(input) and weight.is_contiguous() and native.available():
+    fits = _plain(input, weight, bias) and input.numel() and len(weight) and input.shape[1] == weight.shape[1]
+    if not fits:
+        return F.linear(input, weight, bias)
+    dense = weight.is_contiguous() and (bias is None or bias.is_contiguous())
+    if len(input) <= MOST_ROWS and dense and native.available():
         return native.linear(input, weight, bias)
-    if _onednn_can(input) and input.numel() and len(weight) and _dense(input) and _dense(weight):
+    if _HAS_ONEDNN and _dense(input) and _dense(weight):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
         return product
     return F.linear(input, weight, bias)
@@ -49,8 +53,8 @@ def product(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fals
     """
     if out is None:
         out = a.new_empty(len(a), b.shape[1])
-    in_pieces = b.stride(1) == out.stride(1) == 1
-    if _onednn_can(a) and b.dtype == out.dtype == a.dtype and in_pieces and a.shape[1] and native.available():
+    fits = _plain(a, b, out) and a.numel() and out.numel() and a.shape[1] == len(b)
+    if fits and b.stride(1) == out.stride(1) == 1 and native.available():
         native.product(a, b, out=out, add=add)
         return out
     found = linear(a, b.t())
@@ -59,14 +63,17 @@ def product(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fals
 
 def prepared(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """``linear`` with these weights, laid out once for many calls."""
-    if not _onednn_can(weight):
+    if not _HAS_ONEDNN or not _plain(weight, bias):
         return partial(F.linear, weight=weight, bias=bias)
     own = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return lambda input: torch.ops.mkldnn._linear_pointwise(input, own, bias, "none", [], "")
 
 
-def _onednn_can(tensor: Tensor) -> bool:
-    return _HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether all are float32 in the CPU's memory, and nothing but numbers is asked for."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
 
 
 def _dense(matrix: Tensor) -> bool:

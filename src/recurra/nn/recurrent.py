@@ -27,6 +27,7 @@ import torch
 import torch.backends.cudnn.rnn
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from . import cells, native
@@ -327,28 +328,30 @@ class Recurrent(nn.Module, ABC):
 
     def _step_at_once(self, input: Tensor, hx: StackState) -> tuple[Tensor, StackState] | None:
         """Take one step of a few sequences through all layers at once, if there is nothing to it but that."""
-        if torch.is_grad_enabled() or self.training or not self._plain or self._modules:
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or _differentiates_forward():
+            return None
+        if torch.is_grad_enabled() or self.training or not self._plain:
+            return None
+        # What stands in for a weight (torch.nn.utils: parametrize, prune) is made by a module or a hook.
+        if self._modules or self._forward_pre_hooks:
             return None
         if self.implementation not in ("auto", "compiled") or not native.available():
             return None
         if input.dim() != 3 or input.shape[self.batch_first] != 1:
             return None
-        if not input.dtype == self.weight_ih_l0.dtype == torch.float32:
-            return None
         data = input[:, 0] if self.batch_first else input[0]
-        hidden, cell = cast(tuple[Tensor, Tensor | None], hx if self.state_type is LSTMState else (hx, None))
+        parts: Any = hx if self.state_type is LSTMState else (hx,)
         batch = len(data)
-        if not 0 < batch <= MOST_ROWS or data.device.type != "cpu" or data.shape[1] != self.input_size:
+        if not 0 < batch <= MOST_ROWS or data.shape[1] != self.input_size or len(parts) != len(self.state_type._fields):
             return None
-        shapes = [(self.num_layers, batch, size) for size in (self.hidden_widths[0], self.hidden_sizes[0])]
-        for part, shape in zip((hidden, cell), shapes, strict=True):
-            if part is not None and not (isinstance(part, Tensor) and part.shape == shape and part.dtype == data.dtype):
+        for part, size in zip(parts, (self.hidden_widths[0], self.hidden_sizes[0]), strict=False):
+            if not isinstance(part, Tensor) or part.shape != (self.num_layers, batch, size):
                 return None
-        if torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+        if any(part.dtype != torch.float32 or part.device.type != "cpu" for part in (data, self.weight_ih_l0, *parts)):
             return None
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
+        if torch.is_autocast_enabled("cpu"):
             return None
-        hidden, cell = stepper_of(self)(data, hidden, cell)
+        hidden, cell = stepper_of(self)(data, *parts)
         output = hidden[-1].clone()[:, None] if self.batch_first else hidden[-1:].clone()
         return output, hidden if cell is None else LSTMState(hidden, cell)
 
@@ -360,6 +363,9 @@ class Recurrent(nn.Module, ABC):
             raise ValueError(
                 f"{name}: expected {dtype} input, as the weights are, got {data.dtype}; use input.to({dtype})"
             )
+        device = self.weight_ih_l0.device
+        if data.device != device:
+            raise ValueError(f"{name}: expected input on {device}, where the weights are, got {data.device}")
 
     @property
     def _state_widths(self) -> list[list[int]]:
@@ -388,10 +394,15 @@ class Recurrent(nn.Module, ABC):
         columns = []
         for field, part, widths in zip(fields, parts, self._state_widths, strict=True):
             shapes = [(width,) if alone else (batch, width) for width in widths]
-            entries = tuple(part)
+            entries = () if part is None else tuple(part)
             if [tuple(entry.shape) for entry in entries] != shapes:
                 expected = shapes if self._ragged else (len(shapes), *shapes[0])
                 raise ValueError(f"{name}: expected {field} state of shape {expected}, got {_shape(part)}")
+            device = sequences.data.device
+            if any(entry.device != device for entry in entries):
+                raise ValueError(
+                    f"{name}: expected {field} state on {device}, as the input is, got {entries[0].device}"
+                )
             columns.append([entry.unsqueeze(0) for entry in entries] if alone else entries)
         states = [self.state_type(*entry) for entry in zip(*columns, strict=True)]
         return states if sequences.order is None else [select(state, sequences.order) for state in states]
@@ -459,7 +470,7 @@ def implementation(
     ``'readable'``: the steps of ``cells.py``, one after the other. It has every option and can be differentiated in
     every way: by ``torch.func``, with respect to what is in a trace. Where one of these is asked for, it runs.
 
-    ``'compiled'``: the kernels of ``kernels.py`` with the loops of ``native.cpp``, on a CPU with a C++ compiler, in
+    ``'compiled'``: the kernels of ``kernels.py`` with the loops of ``cpp/``, on a CPU with a C++ compiler, in
     float32 or float64. Taken wherever it can be, but for padded batches of LSTMs, at which oneDNN, which torch uses, is
     mostly 5 to 15 % faster: see ``_onednn_is_faster``.
 
@@ -483,7 +494,7 @@ def implementation(
         "zoneout": any(stack._zoneouts),
         "recurrent_dropout": stack.training and stack.recurrent_dropout > 0,
         "trace": trace,
-        "torch.func": torch._C._are_functorch_transforms_active(),
+        "torch.func or forward-mode differentiation": _differentiates_forward(),
     }
     missing = [name for name, wanted in asked_for.items() if wanted]
     wish = stack.implementation
@@ -491,9 +502,13 @@ def implementation(
         missing.append(stack.mode)
     if wish == "compiled" and not native.available():
         missing.append(f"compiled loops here ({native.why_not()})")
+    if wish == "compiled" and sequences is not None:
+        data = sequences.data
+        if data.device.type != "cpu" or stack.weight_ih_l0.dtype not in native.TYPES:
+            missing.append(f"compiled loops for {stack.weight_ih_l0.dtype} on {data.device}")
     if missing and wish not in ("auto", "readable"):
         raise ValueError(f"implementation={wish!r} has no {', '.join(missing)}: leave implementation at 'auto'")
-    if missing or wish == "readable" or sequences is None:
+    if missing or wish == "readable" or sequences is None or stack.mode not in native.MODES:
         return "readable"
     if wish != "auto":
         return cast(Literal["torch", "tensor", "compiled"], wish)
@@ -505,8 +520,9 @@ def implementation(
         size, steps = min(stack.hidden_sizes), sequences.steps
         packed, alone = sequences.batch_sizes is not None, sequences.batch_size == 1
         if native.available():
-            padded_lstm = stack.mode == "LSTM" and not stack.proj_size and not packed
-            return "torch" if padded_lstm and _onednn_is_faster(size, steps, sequences.batch_size) else "compiled"
+            onednn = torch.backends.mkldnn.is_available() and data.dtype == torch.float32
+            onednn = onednn and stack.mode == "LSTM" and not stack.proj_size and not packed
+            return "torch" if onednn and _onednn_is_faster(size, steps, sequences.batch_size) else "compiled"
         faster = {
             "LSTM": packed or stack.proj_size > 0,
             "GRU": packed or alone or size >= 256,
@@ -517,6 +533,11 @@ def implementation(
             return "tensor"
     slow = stack.mode == "LSTM" and on_cpu and (sequences.steps <= 2 or stack.proj_size > 0)
     return "readable" if slow or stack.mode not in FUSED else "torch"
+
+
+def _differentiates_forward() -> bool:
+    """Whether torch.func transforms or forward-mode differentiation are under way, which go through readable steps."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _onednn_is_faster(size: int, steps: int, batch: int) -> bool:
@@ -694,4 +715,6 @@ def _at(name: str, layer: int, direction: int) -> str:
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"({', '.join(map(_shape, value))})"
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    return "None" if value is None else f"({', '.join(map(_shape, value))})"

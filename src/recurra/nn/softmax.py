@@ -64,7 +64,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=precise) if for_weight else None
         grad_bias = torch.zeros_like(bias, dtype=precise) if for_bias else None
         nats = hidden.new_zeros((), dtype=precise)
-        blocks = [slice(start, start + WORDS_PER_BLOCK) for start in range(0, len(weight), WORDS_PER_BLOCK)]
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+            raise IndexError(
+                f"targets: expected ids from 0 to {len(weight) - 1}, got {targets.min()} to {targets.max()}"
+            )
+        width = WORDS_PER_BLOCK if hidden.device.type == "cpu" else len(weight)
+        blocks = [slice(start, start + width) for start in range(0, len(weight), width)]
         for rows in _chunks(len(hidden), len(weight)):
             h, y = hidden[rows], targets[rows]
             count = len(h)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import native
 from .cells import Weights
-from .int8 import int8_of
+from .int8 import int8_of, version_of
 
 if TYPE_CHECKING:
     from .recurrent import Recurrent
@@ -35,6 +35,10 @@ class Stepper:
 
     def __init__(self, mode: str, weights: Sequence[Weights]) -> None:
         first = weights[0]
+        weights = [
+            own._replace(**{name: w.contiguous() for name, w in own._asdict().items() if w is not None})
+            for own in weights
+        ]
         self._weights = weights  # keeps alive what is pointed to
         self._steps = (native.Step * len(weights))()
         self._width = first.weight_hh.shape[1]
@@ -54,7 +58,7 @@ class Stepper:
                     setattr(step, name, small.values.data_ptr())
                     setattr(step, name.replace("weight", "scale"), small.scale.data_ptr())
                 else:
-                    assert matrix.is_contiguous(), name
+                    assert matrix.dtype == torch.float32, name
                     setattr(step, name, matrix.data_ptr())
             step.layer.weight_hr = step.weight_hr
             for name in ("bias_ih", "bias_hh"):
@@ -62,7 +66,7 @@ class Stepper:
                 if bias is not None:
                     setattr(step, name, bias.data_ptr())
 
-    def __call__(self, x: Tensor, hidden: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, hidden: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Take a step.
 
         Args:
@@ -75,7 +79,8 @@ class Stepper:
         """
         batch, threads = len(x), torch.get_num_threads()
         if not self._room or len(self._room[0]) != batch:
-            self._room = [torch.empty(batch, self._rows), torch.empty(batch, self._size)]
+            shapes = (batch, self._rows), (batch, self._size)
+            self._room = [torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
         gates, inner = (part.data_ptr() for part in self._room)
         x, hidden = x.contiguous(), hidden.contiguous()
         next_hidden = torch.empty_like(hidden)
@@ -113,7 +118,7 @@ def stepper_of(stack: Recurrent) -> Stepper:
         number
         for weight in stack._parameters.values()
         if weight is not None
-        for number in (weight.data_ptr(), weight._version)
+        for number in (weight.data_ptr(), version_of(weight))
     ]
     kept = _kept.found.get(stack)
     if kept is None or kept[0] != state:
