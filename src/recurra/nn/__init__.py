@@ -2,7 +2,8 @@
 
 from .cells import GRUCell, LSTMCell, LSTMState, RNNCell
 from .dropout import LockedDropout
-from .recurrent import GRU, LSTM, RNN, Recurrent, implementation
+from .layers import GRU, LSTM, RNN
+from .recurrent import Recurrent, implementation
 from .unrolled import Trace
 
 __all__ = [

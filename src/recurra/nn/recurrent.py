@@ -21,7 +21,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Literal, Self, TypedDict, cast
 
 import torch
 import torch.backends.cudnn.rnn
@@ -39,7 +39,7 @@ from .sequences import Sequences, arrange
 from .stepper import stepper_of
 from .unrolled import FUSED, Layer, Trace, flat, readable_layer, select, torch_layer
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "implementation"]
+__all__ = ["Device", "Options", "Recurrent", "implementation", "parameter_name"]
 
 CONNECTIONS = ("plain", "residual", "dense", "highway")
 IMPLEMENTATIONS = ("auto", "readable", "torch", "tensor", "compiled")
@@ -148,7 +148,9 @@ class Recurrent(nn.Module, ABC):
 
         for layer, direction in self._cells():
             for name, shape in self._weight_shapes(layer).items():
-                self.register_parameter(_at(name, layer, direction), None if shape is None else parameter(*shape))
+                self.register_parameter(
+                    parameter_name(name, layer, direction), None if shape is None else parameter(*shape)
+                )
         if connections == "highway":
             for layer in range(1, self.num_layers):
                 self.register_parameter(f"weight_highway_l{layer}", parameter(self.output_size, self.output_size))
@@ -214,7 +216,7 @@ class Recurrent(nn.Module, ABC):
 
     def weights(self, layer: int, direction: int = 0) -> Weights:
         """Return the parameters of one cell."""
-        return Weights(*(getattr(self, _at(name, layer, direction)) for name in Weights._fields))
+        return Weights(*(getattr(self, parameter_name(name, layer, direction)) for name in Weights._fields))
 
     def reset_parameters(self) -> None:
         """Draw weights and biases uniformly from -1 / sqrt(H_cell) to 1 / sqrt(H_cell), as torch.nn does.
@@ -351,7 +353,8 @@ class Recurrent(nn.Module, ABC):
             return None
         if torch.is_autocast_enabled("cpu"):
             return None
-        hidden, cell = stepper_of(self)(data, *parts)
+        step = stepper_of(self, self.mode, lambda: [self.weights(layer) for layer in range(self.num_layers)])
+        hidden, cell = step(data, *parts)
         output = hidden[-1].clone()[:, None] if self.batch_first else hidden[-1:].clone()
         return output, hidden if cell is None else LSTMState(hidden, cell)
 
@@ -551,149 +554,6 @@ def _onednn_is_faster(size: int, steps: int, batch: int) -> bool:
     return steps > 2 and batch > 2 and not (wide and (batch <= 8 or not torch.is_grad_enabled()))
 
 
-class RNN(Recurrent):
-    """Simple recurrent network, drop-in for ``torch.nn.RNN``.
-
-        h(t) = sigma(W_h h(t-1) + W_e e(t) + b)
-
-    Args:
-        input_size: H_in.
-        hidden_size: H_cell, one int or one for each layer.
-        num_layers: layers of the stack; left at 1 where ``hidden_size`` says how many.
-        nonlinearity: sigma: ``'tanh'``, ``'relu'``, or the lecture's logistic ``'sigmoid'``.
-        bias: whether there is a b.
-        batch_first: padded batches are ``[N, L, features]``; states and traces are as ever.
-        dropout: plain dropout between layers.
-        bidirectional: read backwards too; the output is both directions' concatenated.
-        device: of the parameters.
-        dtype: of the parameters.
-        options: see ``Recurrent``. For the shapes of input, output and state see ``Recurrent.forward``.
-    """
-
-    gate_count = 1
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        mode = "RNN_" + check_choice("nonlinearity", nonlinearity, tuple(cells.NONLINEARITIES)).upper()
-        given = (num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype)
-        super().__init__(mode, input_size, hidden_size, *given, **options)
-        self.nonlinearity = nonlinearity
-        self.reset_parameters()
-
-    def bind(self, weights: Weights, mask: Tensor | None) -> Step:
-        """As in ``Recurrent``."""
-        return cells.bind_rnn(weights, self.nonlinearity, mask)
-
-
-class LSTM(Recurrent):
-    """Long short-term memory, drop-in for ``torch.nn.LSTM``. Its state is an ``LSTMState(hidden, cell)``, a tuple.
-
-        forget(t), input(t), output(t) = sigma(W_h h(t-1) + W_e e(t) + b), each with its own rows
-        candidate(t) = tanh(W_h h(t-1) + W_e e(t) + b)
-        c(t) = forget(t) * c(t-1) + input(t) * candidate(t)
-        h(t) = output(t) * tanh(c(t)), with a projection W_r (output(t) * tanh(c(t)))
-
-    Args:
-        proj_size: H_out of the projection W_r (Sak et al. 2014); 0 for none.
-        forget_bias: where the forget gate's bias, the sum of both, starts (Jozefowicz et al. 2015: 1); None to draw it.
-        options: see ``Recurrent``. The other arguments are those of ``RNN``.
-    """
-
-    gate_count = 4
-    state_type = LSTMState
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        forget_bias: float | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        if forget_bias is not None and not bias:
-            raise ValueError(f"forget_bias={forget_bias} needs bias=True, got bias={bias}")
-        given = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__("LSTM", input_size, hidden_size, *given, **options)
-        self.forget_bias = forget_bias
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As in ``Recurrent``; then the forget gate's bias as asked for."""
-        super().reset_parameters()
-        if self.forget_bias is None:
-            return
-        for layer, direction in self._cells():
-            size = self.hidden_sizes[layer]
-            for name, start in (("bias_ih", self.forget_bias), ("bias_hh", 0.0)):
-                nn.init.constant_(self.get_parameter(_at(name, layer, direction))[size : 2 * size], start)
-
-    def bind(self, weights: Weights, mask: Tensor | None) -> Step:
-        """As in ``Recurrent``."""
-        return cells.bind_lstm(weights, mask)
-
-
-class GRU(Recurrent):
-    """Gated recurrent unit, drop-in for ``torch.nn.GRU``.
-
-        reset(t), update(t) = sigma(W_h h(t-1) + W_e e(t) + b), each with its own rows
-        candidate(t) = tanh(reset(t) * (W_h h(t-1) + b_hh) + W_e e(t) + b_ih)     reset='after', torch's
-        candidate(t) = tanh(W_h (reset(t) * h(t-1)) + W_e e(t) + b)               reset='before', Cho et al. 2014
-        h(t) = update(t) * h(t-1) + (1 - update(t)) * candidate(t)
-
-    Args:
-        reset: whether the reset gate acts after or before the matrix product.
-        options: see ``Recurrent``. The other arguments are those of ``RNN``.
-    """
-
-    gate_count = 3
-    gate_groups = cells.GRU_GROUPS
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        reset: str = "after",
-        **options: Unpack[Options],
-    ) -> None:
-        mode = "GRU" if check_choice("reset", reset, cells.RESETS) == "after" else "GRU_RESET_BEFORE"
-        given = (num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype)
-        super().__init__(mode, input_size, hidden_size, *given, **options)
-        self.reset = reset
-        self.reset_parameters()
-
-    def bind(self, weights: Weights, mask: Tensor | None) -> Step:
-        """As in ``Recurrent``."""
-        return cells.bind_gru(weights, self.reset, mask)
-
-
 def _layer_sizes(hidden_size: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
     """H_cell of each layer."""
     if num_layers <= 0:
@@ -709,7 +569,7 @@ def _layer_sizes(hidden_size: int | Sequence[int], num_layers: int) -> tuple[int
     return sizes
 
 
-def _at(name: str, layer: int, direction: int) -> str:
+def parameter_name(name: str, layer: int, direction: int) -> str:
     """A parameter's name in torch.nn's manner."""
     return f"{name}_l{layer}" + ("_reverse" if direction else "")
 

@@ -8,8 +8,7 @@ to step; and one call of compiled code goes through all layers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,9 +17,6 @@ from torch import Tensor, nn
 from . import native
 from .cells import Weights
 from .int8 import int8_of, version_of
-
-if TYPE_CHECKING:
-    from .recurrent import Recurrent
 
 __all__ = ["Stepper", "stepper_of"]
 
@@ -112,8 +108,14 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def stepper_of(stack: Recurrent) -> Stepper:
-    """The stepper kept for a stack, made anew where its weights are not what they were."""
+def stepper_of(stack: nn.Module, mode: str, weights: Callable[[], Sequence[Weights]]) -> Stepper:
+    """The stepper kept for a stack, made anew where its parameters are not what they were.
+
+    Args:
+        stack: whose parameters make up the weights.
+        mode: as for ``Stepper``.
+        weights: returns them.
+    """
     state = [
         number
         for weight in stack._parameters.values()
@@ -122,6 +124,6 @@ def stepper_of(stack: Recurrent) -> Stepper:
     ]
     kept = _kept.found.get(stack)
     if kept is None or kept[0] != state:
-        kept = state, Stepper(stack.mode, [stack.weights(layer) for layer in range(stack.num_layers)])
+        kept = state, Stepper(mode, weights())
         _kept.found[stack] = kept
     return kept[1]
