@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd import gradgradcheck
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from recurra import nn as rnn
 from recurra.nn import native
@@ -553,3 +554,53 @@ def test_dropout_between_one_layer_warns_as_torch_does():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rnn.LSTM(3, 4, 2, dropout=0.5)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("lengths", [None, [5, 3, 0, 2]])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(kind, lengths, use_reentrant):
+    layer, gradients = kind(INPUT, HIDDEN), []
+    input = torch.randn(5, 4, INPUT, requires_grad=True)
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=use_reentrant)):
+        run(lambda x: layer(x, lengths=lengths)[0], input).sin().sum().backward()
+        gradients.append([part.grad for part in (input, *layer.parameters())])
+        input.grad = None
+        layer.zero_grad()
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_a_state_of_another_type_is_converted(kind, dtype):
+    layer, input = kind(INPUT, HIDDEN, 2), torch.randn(5, 3, INPUT)
+    state = torch.ones(2, 3, HIDDEN)
+    for lengths in (None, [5, 2, 1]):
+        wanted, _ = layer(input, (state, state) if kind is rnn.LSTM else state, lengths=lengths)
+        state_like = state.to(dtype)
+        found, _ = layer(input, (state_like, state_like) if kind is rnn.LSTM else state_like, lengths=lengths)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_only_an_lstm_has_a_projection():
+    with pytest.raises(ValueError, match="proj_size: only an LSTM has a projection; leave it out of GRU"):
+        rnn.GRU(3, 4, proj_size=2)
+
+
+def test_no_lengths_for_no_sequences():
+    assert rnn.GRU(INPUT, HIDDEN)(torch.randn(5, 0, INPUT), lengths=[])[0].shape == (5, 0, HIDDEN)
+
+
+def test_implementation_takes_what_the_layer_takes():
+    layer, input = rnn.LSTM(INPUT, HIDDEN, batch_first=True), torch.randn(3, 5, INPUT)
+    packed = pack_padded_sequence(input, [5, 3, 1], batch_first=True)
+    assert rnn.implementation(layer, input) == "torch"
+    assert rnn.implementation(layer, packed) == rnn.implementation(layer, input, lengths=[5, 3, 1])
+    assert rnn.implementation(layer, packed) in ("compiled", "tensor")
+
+
+def test_an_lstm_under_torch_compile_is_read_step_by_step():
+    layer, input = rnn.LSTM(INPUT, HIDDEN), torch.randn(4, 3, INPUT)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input)[0], layer(input)[0])

@@ -256,12 +256,13 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any, grad_output: Tensor, grad_hidden: Tensor, grad_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         plan: _Plan = ctx.plan
-        given = ctx.saved_tensors[:8]
+        saved = ctx.saved_tensors  # asked for once: checkpointing allows no more
+        given = saved[:8]
         grads = (grad_output, grad_hidden) if grad_cell is None else (grad_output, grad_hidden, grad_cell)
         if torch.is_grad_enabled():  # to be differentiated again: made anew, by operations that autograd can follow
             return None, *_readable_gradients(plan, given, grads, ctx.needs_input_grad[1:])
         data, hidden, cell, weight_ih, weight_hh, _, bias_hh, weight_hr = given
-        gates, cell_values, inner, output = ctx.saved_tensors[8:]
+        gates, cell_values, inner, output = saved[8:]
         wanted = ctx.needs_input_grad[1:]
         dtype = weight_ih.dtype
         with torch.autocast(data.device.type, enabled=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import torch
@@ -51,6 +51,7 @@ class RNN(Recurrent):
         **options: Unpack[Options],
     ) -> None:
         mode = "RNN_" + check_choice("nonlinearity", nonlinearity, tuple(cells.NONLINEARITIES)).upper()
+        _refuse_projection(type(self).__name__, options)
         given = (num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype)
         super().__init__(mode, input_size, hidden_size, *given, **options)
         self.nonlinearity = nonlinearity
@@ -148,6 +149,7 @@ class GRU(Recurrent):
         **options: Unpack[Options],
     ) -> None:
         mode = "GRU" if check_choice("reset", reset, cells.RESETS) == "after" else "GRU_RESET_BEFORE"
+        _refuse_projection(type(self).__name__, options)
         given = (num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype)
         super().__init__(mode, input_size, hidden_size, *given, **options)
         self.reset = reset
@@ -156,3 +158,8 @@ class GRU(Recurrent):
     def bind(self, weights: Weights, mask: Tensor | None) -> Step:
         """As in ``Recurrent``."""
         return cells.bind_gru(weights, self.reset, mask)
+
+
+def _refuse_projection(name: str, options: Mapping[str, object]) -> None:
+    if "proj_size" in options:
+        raise ValueError(f"proj_size: only an LSTM has a projection; leave it out of {name}")

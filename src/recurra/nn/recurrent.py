@@ -282,7 +282,8 @@ class Recurrent(nn.Module, ABC):
 
         Returns:
             The output ``[L, N, D * H_out]`` of the last layer, laid out as the input; the state after the last step;
-            and the ``Trace`` if asked for.
+            and the ``Trace`` if asked for. The output is needed by the backward pass: as torch.nn.LSTM's, it cannot be
+            changed in place before that.
 
             The state is h ``[layers * D, N, H_out]``, of an LSTM ``LSTMState(h, c)`` with c
             ``[layers * D, N, H_cell]``. Entry ``layer * D + direction`` is a cell's own, ``[N, features]``. Where
@@ -406,6 +407,8 @@ class Recurrent(nn.Module, ABC):
                 raise ValueError(
                     f"{name}: expected {field} state on {device}, as the input is, got {entries[0].device}"
                 )
+            if not torch.is_autocast_enabled(device.type):
+                entries = tuple(entry.to(sequences.data.dtype) for entry in entries)
             columns.append([entry.unsqueeze(0) for entry in entries] if alone else entries)
         states = [self.state_type(*entry) for entry in zip(*columns, strict=True)]
         return states if sequences.order is None else [select(state, sequences.order) for state in states]
@@ -466,9 +469,15 @@ class Recurrent(nn.Module, ABC):
 
 
 def implementation(
-    stack: Recurrent, sequences: Sequences | None = None, *, trace: bool = False
+    stack: Recurrent,
+    input: Tensor | PackedSequence | Sequences | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    trace: bool = False,
 ) -> Literal["readable", "torch", "tensor", "compiled"]:
-    """Choose what runs the layers of a stack over these sequences.
+    """Choose what runs the layers of a stack over an input, given with its lengths as to the stack itself.
+
+    Without an input it only checks that the stack can have the implementation it was built with.
 
     ``'readable'``: the steps of ``cells.py``, one after the other. It has every option and can be differentiated in
     every way: by ``torch.func``, with respect to what is in a trace. Where one of these is asked for, it runs.
@@ -483,8 +492,8 @@ def implementation(
     in oneDNN, an LSTM with a projection.
 
     ``'torch'``: torch's fused layers, one by one. For all else: on a GPU, in lower precision, under torch.compile, and
-    for padded LSTMs without a compiler; but not for one or two steps of an LSTM on a CPU: torch lays the weights out
-    anew for oneDNN in every call.
+    for padded LSTMs without a compiler; but not for one or two steps of an LSTM on a CPU, since torch lays the
+    weights out anew for oneDNN in every call, nor for one under torch.compile, which fails there.
 
     ``benchmarks/recurrence.py`` measures all of them side by side; docs/performance.md has what it found. All can be
     differentiated twice but torch's on cuDNN, which cannot be known beforehand: ask for ``'readable'`` there.
@@ -492,6 +501,7 @@ def implementation(
     Raises:
         ValueError: the stack was built with an implementation that has not what is asked for.
     """
+    sequences = input if isinstance(input, Sequences) or input is None else arrange(input, lengths, stack.batch_first)
     asked_for = {
         "layer_norm": stack.layer_norm,
         "zoneout": any(stack._zoneouts),
@@ -534,7 +544,8 @@ def implementation(
         }
         if faster.get(stack.mode, True) and steps > 2:
             return "tensor"
-    slow = stack.mode == "LSTM" and on_cpu and (sequences.steps <= 2 or stack.proj_size > 0)
+    slow = stack.mode == "LSTM" and on_cpu
+    slow = slow and (sequences.steps <= 2 or stack.proj_size > 0 or torch.compiler.is_compiling())
     return "readable" if slow or stack.mode not in FUSED else "torch"
 
 

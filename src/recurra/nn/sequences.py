@@ -74,7 +74,7 @@ def arrange(
 def _pack(padded: Sequences, lengths: Tensor | Sequence[int]) -> Sequences:
     """Pack a batch ``[L, N, features]``, unless every sequence fills it."""
     time, batch, _ = padded.data.shape
-    ends = torch.as_tensor(lengths).detach().cpu()
+    ends = torch.as_tensor(lengths if len(lengths) else torch.zeros(0, dtype=torch.long)).detach().cpu()
     if ends.shape != (batch,) or ends.is_floating_point() or ends.dtype == torch.bool:
         raise ValueError(f"lengths: expected {batch} integers, one per sequence; got {ends.dtype} {tuple(ends.shape)}")
     if ((ends < 0) | (ends > time)).any():
