@@ -147,3 +147,13 @@ def test_average_of_weights(decay, expected):
     with average.applied_to(model):
         assert model.weight.item() == pytest.approx(expected)
     assert model.weight.item() == 4.0
+
+
+def test_an_optimizer_made_later_decides_anew_about_sparse_gradients():
+    model = nn.Sequential(Embedding(10, 4), nn.Linear(4, 1))
+    for name, sparse in (("sgd", True), ("adam", False), ("adagrad", True)):
+        optimizer = build_optimizer(name, model, learning_rate=0.1)
+        optimizer.zero_grad()
+        model(torch.tensor([1, 1, 3])).sum().backward()
+        assert model[0].weight.grad.is_sparse == sparse
+        optimizer.step()
