@@ -184,11 +184,9 @@ class Recurrent(nn.Module, ABC):
             raise ValueError(f"zoneout: expected a number, or one each for {', '.join(parts)}; got {self.zoneout!r}")
         for p in self._zoneouts:
             check_probability("zoneout", p)
-        sizes, zoneout = set(self.hidden_sizes), any(self._zoneouts)
         # Cells on top of each other and nothing else, as far as evaluation goes.
-        self._plain = (
-            self.connections == "plain" and len(sizes) == 1 and not (self.bidirectional or self.layer_norm or zoneout)
-        )
+        more = self.connections != "plain" or self.bidirectional or self.layer_norm or any(self._zoneouts)
+        self._plain = not (more or self._ragged)
         implementation(self)
 
     def _cells(self) -> list[tuple[int, int]]:
