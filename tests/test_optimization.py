@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recurra import distributed
 from recurra.config import UserError
 from recurra.nn.embedding import Embedding
+from recurra.nn.rows import is_row_sparse, rows
+from recurra.nn.sampled import NCE
+from recurra.nn.softmax import FullSoftmax
 from recurra.optimization import OPTIMIZERS, Plateau, WeightAverage, build_optimizer, clip_gradients, schedule_factor
 
 
@@ -30,24 +35,37 @@ def test_an_unknown_optimizer_is_named():
         build_optimizer("lion", nn.Linear(1, 1), learning_rate=1.0)
 
 
-class Lookup(nn.Module):
-    """An embedding, an output layer of its own, and what joins them."""
+WORDS = 50
 
-    def __init__(self, tied):
+
+class Lookup(nn.Module):
+    """An embedding, an output layer, and what joins them."""
+
+    def __init__(self, output, *, tied=False):
         super().__init__()
-        self.embedding = Embedding(50, 4)
-        self.output = nn.Linear(4, 50, bias=False)
-        if tied:
-            self.output.weight = self.embedding.weight
+        self.embedding = Embedding(WORDS, 4)
+        counts, weight = [1] * WORDS, self.embedding.weight if tied else None
+        self.output = (
+            FullSoftmax(4, counts, weight=weight)
+            if output == "full"
+            else NCE(4, counts, samples=int(output), weight=weight)
+        )
+        self.map = nn.Linear(4, 4)
 
     def loss(self, tokens):
-        return nn.functional.cross_entropy(self.output(self.embedding(tokens)), tokens)
+        return self.output.loss(self.map(self.embedding(tokens)), tokens) / len(tokens)
+
+    @property
+    def row_sparse(self):
+        """The names of parameters with gradients made of rows."""
+        return {name for name, parameter in self.named_parameters() if is_row_sparse(parameter)}
 
 
-def steps_of(name, model, batches):
-    optimizer = build_optimizer(name, model, learning_rate=0.5)
+def steps_of(optimizer, model, batches):
+    """The gradients' norms at each step."""
     norms = []
-    for tokens in batches:
+    for number, tokens in enumerate(batches):
+        torch.manual_seed(number)
         optimizer.zero_grad()
         model.loss(tokens).backward()
         norms.append(clip_gradients(model.parameters(), norm=0.1, value=0.05))
@@ -55,33 +73,211 @@ def steps_of(name, model, batches):
     return torch.stack(norms)
 
 
+def of_torch(name, model):
+    """The optimiser that is taken where no gradient is sparse."""
+    match name:
+        case "sgd" | "asgd":
+            return torch.optim.SGD(model.parameters(), lr=0.5)
+        case "adagrad":
+            return torch.optim.Adagrad(model.parameters(), lr=0.5, initial_accumulator_value=0.1)
+        case "rmsprop":
+            return torch.optim.RMSprop(model.parameters(), lr=0.5, alpha=0.99)
+        case "adam" | "adamw":
+            return torch.optim.Adam(model.parameters(), lr=0.5, betas=(0.9, 0.99))
+
+
+MODELS = {
+    "full": lambda: Lookup("full"),
+    "sampled": lambda: Lookup("5"),
+    "sampled, tied": lambda: Lookup("5", tied=True),
+    "all sampled, tied": lambda: Lookup(str(WORDS), tied=True),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ["sgd", "asgd", "adagrad"])
-def test_row_sparse_gradients_move_weights_as_dense_ones(name, monkeypatch):
+def test_row_sparse_gradients_move_weights_as_dense_ones(name, model):
     torch.manual_seed(1)
-    sparse = Lookup(tied=False)
+    sparse = MODELS[model]()
     dense = copy.deepcopy(sparse)
     batches = torch.randint(12, (5, 30))  # most words are not there, others several times
-    norms = steps_of(name, sparse, batches)
+    norms = steps_of(build_optimizer(name, sparse, learning_rate=0.5), sparse, batches)
     assert sparse.embedding.weight.grad.is_sparse
+    torch.testing.assert_close(norms, steps_of(of_torch(name, dense), dense, batches))
+    assert not dense.embedding.weight.grad.is_sparse
+    torch.testing.assert_close(sparse.state_dict(), dense.state_dict())
+
+
+@pytest.mark.parametrize("model", ["sampled", "sampled, tied", "all sampled, tied"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_lazy_updates_are_those_of_the_book_for_rows_of_every_batch(name, model, monkeypatch):
+    torch.manual_seed(1)
+    lazy = MODELS[model]().double()
+    if model != "all sampled, tied":
+        monkeypatch.setattr(lazy.output.draws, "draw", lambda: torch.arange(20, 25))
+    before, dense = copy.deepcopy(lazy.state_dict()), copy.deepcopy(lazy)
+    batches = torch.stack([torch.randperm(12).repeat(2) for _ in range(5)])
+    touched = (
+        torch.arange(WORDS) if model == "all sampled, tied" else torch.cat([torch.arange(12), torch.arange(20, 25)])
+    )
+    optimizer = build_optimizer(name, lazy, learning_rate=0.5)
+    torch.testing.assert_close(steps_of(optimizer, lazy, batches), steps_of(of_torch(name, dense), dense, batches))
+    assert lazy.row_sparse == {"embedding.weight", "output.bias"} | ({"output.weight"} if model == "sampled" else set())
+    others = [word for word in range(WORDS) if word not in touched.tolist()]
+    for parameter_name, value in lazy.state_dict().items():
+        expected = dense.state_dict()[parameter_name]
+        if parameter_name in ("output.weight", "output.bias"):
+            torch.testing.assert_close(value[touched], expected[touched])
+            assert torch.equal(value[others], before[parameter_name][others])
+        else:
+            torch.testing.assert_close(value, expected)
+    for key, memory in optimizer.state[lazy.output.bias].items():
+        assert key == "step" or (memory[touched].all() and not memory[others].any())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
+def test_dense_gradients_of_several_ranks_move_the_rows_that_sparse_ones_do(name, monkeypatch):
+    torch.manual_seed(1)
+    sparse = Lookup("5", tied=True)
+    dense = copy.deepcopy(sparse)
+    batches = torch.randint(12, (5, 30))
+    steps_of(build_optimizer(name, sparse, learning_rate=0.5), sparse, batches)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    torch.testing.assert_close(norms, steps_of(name, dense, batches))
+    steps_of(build_optimizer(name, dense, learning_rate=0.5), dense, batches)
     assert not dense.embedding.weight.grad.is_sparse
     torch.testing.assert_close(sparse.state_dict(), dense.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("adam", {}), ("sgd", {"momentum": 0.9}), ("adagrad", {"weight_decay": 0.1})]
+    ("model", "name", "options", "expected"),
+    [
+        ("full", "adagrad", {}, {"embedding.weight"}),
+        ("full", "adam", {}, set()),
+        ("full", "rmsprop", {}, set()),
+        ("full", "sgd", {"momentum": 0.9}, set()),
+        ("full", "adagrad", {"weight_decay": 0.1}, set()),
+        ("sampled", "sgd", {}, {"embedding.weight", "output.weight", "output.bias"}),
+        ("sampled", "adam", {}, {"embedding.weight", "output.weight", "output.bias"}),
+        ("sampled", "rmsprop", {"momentum": 0.9}, set()),
+        ("sampled", "adamw", {"weight_decay": 0.1}, set()),
+        ("sampled, tied", "adam", {}, {"embedding.weight", "output.bias"}),
+    ],
 )
-def test_optimizers_that_move_every_row_get_dense_gradients(name, options):
-    model = Lookup(tied=False)
+def test_which_parameters_get_gradients_of_rows(model, name, options, expected):
+    model = MODELS[model]()
     build_optimizer(name, model, learning_rate=0.1, **options)
-    assert not model.embedding.row_sparse
+    assert model.row_sparse == expected
 
 
-def test_a_tied_embedding_has_dense_gradients():
-    model = Lookup(tied=True)
-    steps_of("sgd", model, torch.randint(12, (2, 30)))
+def test_a_weight_that_a_full_softmax_shares_has_dense_gradients():
+    model = Lookup("full", tied=True)
+    steps_of(build_optimizer("sgd", model, learning_rate=0.5), model, torch.randint(12, (2, 30)))
     assert not model.embedding.weight.grad.is_sparse
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("model", ["full", "sampled", "sampled, tied"])
+def test_training_goes_on_from_a_saved_state_as_if_never_stopped(name, model):
+    torch.manual_seed(1)
+    model = MODELS[model]()
+    first, second = torch.randint(12, (2, 4, 30))
+    optimizer = build_optimizer(name, model, learning_rate=0.5)
+    steps_of(optimizer, model, first)
+    other = copy.deepcopy(model)
+    state = {
+        index: {key: torch.as_tensor(value).clone() for key, value in memory.items() if value is not None}
+        for index, memory in optimizer.state_dict()["state"].items()
+    }
+    resumed = build_optimizer(name, other, learning_rate=0.5)
+    resumed.load_state_dict(resumed.state_dict() | {"state": state})
+    for each in (optimizer, resumed):
+        for group in each.param_groups:  # as the schedule does
+            group["lr"] = 0.25
+    assert torch.equal(steps_of(optimizer, model, second), steps_of(resumed, other, second))
+    for own, expected in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(own, expected)
+
+
+class OfItsOwn(nn.Module):
+    """A table that asks for its own updates, beside a parameter that does not."""
+
+    read_by_rows = ("table",)
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+        self.table, self.rest = nn.Parameter(torch.ones(5, 2)), nn.Parameter(torch.ones(1))
+
+    def optimizer_options(self):
+        return [(self.table, self.options)]
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("rule", "divisor"),
+    [
+        ("sgd", [1.0, 1.0]),
+        ("adagrad", [math.sqrt(0.5 + 9), math.sqrt(0.5 + 16)]),
+        ("row-adagrad", [math.sqrt(0.5 + 12.5)] * 2),
+    ],
+)
+def test_a_module_s_own_rule_and_rate(name, rule, divisor):
+    model = OfItsOwn(rule=rule, rate=0.3, **({} if rule == "sgd" else {"initial": 0.5}))
+    optimizer = build_optimizer(name, model, learning_rate=0.01, weight_decay=0.1)
+    for group in optimizer.param_groups:  # the schedule at half its height
+        group["lr"] = 0.005 * group.get("scale", 1.0)
+    (rows(model.table, torch.tensor([3])) * torch.tensor([3.0, 4.0])).sum().backward()
+    assert model.table.grad.is_sparse
+    model.rest.grad = torch.zeros(1)
+    optimizer.step()
+    expected = torch.ones(5, 2)
+    expected[3] -= 0.15 * torch.tensor([3.0, 4.0]) / torch.tensor(divisor)
+    torch.testing.assert_close(model.table.detach(), expected)
+    assert (model.rest < 1).all()  # decayed
+
+
+def test_a_rule_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"row-adagrad, .* got 'lion'"):
+        build_optimizer("sgd", OfItsOwn(rule="lion", rate=1.0), learning_rate=1.0)
+
+
+def test_a_table_may_be_all_that_is_trained():
+    table = Embedding(5, 2)
+    optimizer = build_optimizer("adagrad", table, learning_rate=0.1)
+    table(torch.tensor([1])).sum().backward()
+    before = table.weight.detach().clone()
+    optimizer.step()
+    assert (table.weight != before).any(1).tolist() == [False, True, False, False, False]
+
+
+class Made(TorchDispatchMode):
+    """Notes the tensors that operations make, but for sparse ones, whose size is not what they hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        found = result if isinstance(result, (tuple, list)) else [result]
+        self.tensors += [each for each in found if isinstance(each, torch.Tensor) and not each.is_sparse]
+        return result
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_makes_nothing_of_the_size_of_a_table(name):
+    model = nn.ModuleList([Embedding(10_000, 3), NCE(3, [1] * 10_000, samples=20)])
+    optimizer = build_optimizer(name, model, learning_rate=0.1)
+    tokens = torch.tensor([5, 6, 5, 9_999])
+    for _ in range(2):  # the first step makes what the optimiser remembers
+        optimizer.zero_grad()
+        with Made() as made:
+            model[1].loss(model[0](tokens), tokens).backward()
+            clip_gradients(model.parameters(), norm=1.0, value=1.0)
+            optimizer.step()
+    there = {t.untyped_storage().data_ptr() for memory in optimizer.state.values() for t in memory.values()}
+    there |= {t.untyped_storage().data_ptr() for t in model.parameters()}
+    assert 0 < max(t.numel() for t in made.tensors if t.untyped_storage().data_ptr() not in there) < 1_000
 
 
 def test_schedules_rise_then_fall_to_a_hundredth():
@@ -157,3 +353,30 @@ def test_an_optimizer_made_later_decides_anew_about_sparse_gradients():
         model(torch.tensor([1, 1, 3])).sum().backward()
         assert model[0].weight.grad.is_sparse == sparse
         optimizer.step()
+
+
+def test_an_average_leaves_large_tables_as_they_are():
+    model = Lookup("5")
+    average = WeightAverage(model, 1.0)
+    assert set(average.weights) == {"map.weight", "map.bias"}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3.0)
+    average.update(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(5.0)
+    with average.applied_to(model):
+        assert {name: p.flatten()[0].item() for name, p in model.named_parameters()} == {
+            "embedding.weight": 5, "output.weight": 5, "output.bias": 5, "map.weight": 3, "map.bias": 3
+        }  # fmt: skip
+    assert all((p == 5).all() for p in model.parameters())
+    assert len(WeightAverage(Lookup("full"), 1.0).weights) == 5  # where a step goes through all words anyway
+
+
+def test_sparse_gradients_are_added_up_once():
+    parameter = nn.Parameter(torch.zeros(4, 2))
+    parameter.grad = torch.sparse_coo_tensor([[1, 1, 3]], torch.ones(3, 2), (4, 2), check_invariants=False)
+    assert clip_gradients([parameter], norm=None, value=None) == pytest.approx(math.sqrt(4 + 4 + 1 + 1))
+    assert parameter.grad.is_coalesced()
+    assert parameter.grad._values().tolist() == [[2.0, 2.0], [1.0, 1.0]]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from recurra.nn.rows import rows
 from recurra.nn.softmax import AdaptiveSoftmax
 
 __all__ = ["AdaptiveEmbedding", "Embedding"]
 
 
-def _words_kept(dropout: float, words: int, like: Tensor) -> Tensor:
-    """One number a word: 0 for a word dropped, else ``1 / (1 - dropout)`` (Gal & Ghahramani 2016)."""
-    return torch.empty(words, dtype=like.dtype, device=like.device).bernoulli_(1 - dropout) / (1 - dropout)
+def _words_kept(dropout: float, tokens: Tensor, like: Tensor) -> Tensor:
+    """One number a token: 0 where its word is dropped, else ``1 / (1 - dropout)`` (Gal & Ghahramani 2016).
+
+    Drawn for the words that are there alone: nothing here takes longer for a larger vocabulary.
+    """
+    words, token_words = tokens.unique(return_inverse=True)
+    kept = torch.empty(len(words), dtype=like.dtype, device=like.device).bernoulli_(1 - dropout) / (1 - dropout)
+    return kept[token_words]
 
 
 class Embedding(nn.Module):
@@ -23,22 +31,22 @@ class Embedding(nn.Module):
         features: size of a vector.
         dropout: probability that a word of the vocabulary is dropped, everywhere in the batch alike.
 
-    Attributes:
-        row_sparse: give the weight a gradient of only the rows that were read (``torch.sparse_coo``), so that a step
-            costs the same whatever the vocabulary. Not every optimiser can use it:
-            :func:`recurra.optimization.build_optimizer` decides.
+    The gradient of the weight may be made of the rows that were read (:mod:`recurra.nn.rows`), so that a step costs the
+    same whatever the vocabulary.
     """
+
+    read_by_rows: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, words: int, features: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout, self.row_sparse = dropout, False
+        self.dropout = dropout
         self.weight = nn.Parameter(torch.randn(words, features) * features**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Vectors ``[..., features]`` of ``tokens [...]``."""
-        vectors = nn.functional.embedding(tokens, self.weight, sparse=self.row_sparse)
+        vectors = rows(self.weight, tokens)
         if self.training and self.dropout:
-            vectors = vectors * _words_kept(self.dropout, len(self.weight), vectors)[tokens, None]
+            vectors = vectors * _words_kept(self.dropout, tokens, vectors)[..., None]
         return vectors
 
 
@@ -64,9 +72,9 @@ class AdaptiveEmbedding(nn.Module):
         tables = self.softmax
         flat = tokens.reshape(-1)
         vectors = nn.functional.embedding(flat.clamp(max=tables.bounds[0] - 1), tables.head)
-        for k, rows, words in tables._clusters(flat):
+        for k, places, words in tables._clusters(flat):
             wide = nn.functional.embedding(words, tables.tails[k]) @ tables.projections[k]
-            vectors = vectors.index_copy(0, rows, wide.to(vectors.dtype))
+            vectors = vectors.index_copy(0, places, wide.to(vectors.dtype))
         if self.training and self.dropout:
-            vectors = vectors * _words_kept(self.dropout, tables.bounds[-1], vectors)[flat, None]
+            vectors = vectors * _words_kept(self.dropout, flat, vectors)[:, None]
         return vectors.view(*tokens.shape, -1)

@@ -154,7 +154,7 @@ def _target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
 
 def unigram_log_probs(counts: Sequence[int]) -> Tensor:
     """Add-one smoothed log-probabilities of the words by their counts: the best bias before anything is learnt."""
-    smoothed = torch.tensor(counts, dtype=torch.float64) + 1
+    smoothed = torch.tensor(counts, dtype=torch.float64, device="cpu") + 1
     return smoothed.log() - smoothed.sum().log()
 
 
