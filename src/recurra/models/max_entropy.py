@@ -1,0 +1,77 @@
+"""The maximum-entropy language model of hashed n-grams, without a recurrent part (Mikolov et al. 2011)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from recurra.config import setting
+from recurra.models.neural import NeuralLM, Reading
+from recurra.nn.classes import ClassSoftmax
+from recurra.nn.hashed import HashedNgrams
+from recurra.text.vocabulary import LINE_END, Vocabulary
+
+__all__ = ["MaxEntLM", "MaxEntSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxEntSettings:
+    """What a maximum-entropy model is made of, and how fast its n-grams' weights learn."""
+
+    order: int = setting(3, "words of the longest n-gram", minimum=2)
+    bits: int = setting(24, "weights of n-grams: 2 to the power of this", minimum=8, maximum=34)
+    classes: int | None = setting(None, "classes of words; as many as cost least if not given", minimum=1)
+    dropout: float = setting(0.0, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
+    rate: float = setting(0.15, "learning rate of the n-grams' weights", minimum=0)
+    reset: str = setting("none", "where a text starts anew", choices=("none", "documents", "lines"))
+
+
+class MaxEntLM(NeuralLM):
+    r"""A language model of weights :math:`\theta` of classes and words, alone and after the last one, two, ... words.
+
+    .. math:: P(c \mid h) = \mathrm{softmax}\Bigl(a + \sum_k \theta_{h_k}\Bigr)_c, \qquad
+              P(w \mid c, h) = \mathrm{softmax}_{v \in c}\Bigl(b + \sum_k \theta_{h_k}\Bigr)_w
+
+    with :math:`h_k` the last ``k`` words, up to ``order - 1``; no n-gram reaches over a line end. Before training it is
+    the unigram model, to the digit: ``a`` and ``b`` start at the logarithms of counts, the rest at zero.
+
+    Args:
+        settings: of the model.
+        vocabulary: the words, with their counts in training.
+
+    Raises:
+        UserError: sizes that cannot be.
+    """
+
+    settings: MaxEntSettings
+    output: ClassSoftmax
+
+    def __init__(self, settings: MaxEntSettings, vocabulary: Vocabulary) -> None:
+        super().__init__(settings, vocabulary)
+        hashed = HashedNgrams(
+            settings.order, settings.bits, line_end=LINE_END, dropout=settings.dropout, rate=settings.rate
+        )
+        self.output = ClassSoftmax(0, vocabulary.counts, classes=settings.classes, hashed=hashed)
+
+    @property
+    def hashed(self) -> HashedNgrams:
+        """The n-gram features; they are the output layer's."""
+        assert self.output.hashed is not None
+        return self.output.hashed
+
+    def start(self, batch_size: int) -> Tensor:
+        """The last words of rows that have read none, latest first: int64 ``[batch_size, order - 1]``."""
+        return self.hashed.start(batch_size)
+
+    def read(self, inputs: Tensor, state: Tensor, *, lengths: Tensor | None = None) -> tuple[Reading, Tensor]:
+        """From tokens to hashed histories beside vectors of no size; see :meth:`NeuralLM.read`."""
+        return self._read(inputs, state)
+
+    def read_with_resets(self, inputs: Tensor, state: Tensor, resets: Tensor) -> tuple[Reading, Tensor]:
+        """The same where histories start anew before some inputs: see :meth:`NeuralLM.read_with_resets`."""
+        return self._read(inputs, state, resets)
+
+    def _read(self, inputs: Tensor, state: Tensor, resets: Tensor | None = None) -> tuple[Reading, Tensor]:
+        histories, state = self.hashed.histories(inputs, state, resets=resets)
+        return Reading(self.hashed.table.new_zeros(*inputs.shape, 0), histories), state
