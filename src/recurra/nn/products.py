@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import native
 
-__all__ = ["MOST_ROWS", "ROWS_MULTIPLE", "linear", "prepared", "product"]
+__all__ = ["MOST_ROWS", "ROWS_MULTIPLE", "linear", "linear_layer", "prepared", "product"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -59,6 +60,37 @@ def product(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = Fals
         return out
     found = linear(a, b.t())
     return out.add_(found) if add else out.copy_(found)
+
+
+class _Linear(torch.autograd.Function):
+    """``input @ weight.T + bias`` by the fastest product at hand, and its gradients likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return linear(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        for_input, for_weight, for_bias = ctx.needs_input_grad
+        grad_bias = grad.sum(0) if for_bias else None
+        if torch.is_grad_enabled():  # to be differentiated again: by operations that autograd can follow
+            return grad @ weight, grad.t() @ input, grad_bias
+        grad = grad.contiguous()
+        grad_input = linear(grad, weight.t()) if for_input else None
+        return grad_input, product(grad.t(), input) if for_weight else None, grad_bias
+
+
+def linear_layer(input: Tensor, layer: nn.Linear) -> Tensor:
+    """What ``layer`` makes of ``input [rows, features]``, by :func:`linear`; differentiable.
+
+    Fast where the number of rows comes up often: see ``ROWS_MULTIPLE``.
+    """
+    if torch.is_autocast_enabled(input.device.type) or torch._C._are_functorch_transforms_active():
+        return F.linear(input, layer.weight, layer.bias)
+    found: Tensor = _Linear.apply(input, layer.weight, layer.bias)
+    return found
 
 
 def prepared(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
