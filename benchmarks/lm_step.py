@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.optimization import build_optimizer, clip_gradients
 from recurra.text.batches import Batch
+from recurra.text.vocabulary import SPECIAL, Vocabulary
 
 LEARNING_RATE, CLIP, DROPOUT = 1.0, 0.25, 0.2
 
@@ -70,7 +71,7 @@ def own_step(output: str, counts: list[int], size: int, inputs: Tensor, targets:
             hidden_size=size, layers=2, embedding_size=size, output=output, shrink=4.0, tied=False, output_norm=False,
             input_dropout=DROPOUT, dropout=DROPOUT, output_dropout=DROPOUT,
         ),
-        counts,
+        Vocabulary([*SPECIAL, *map(str, range(len(counts) - len(SPECIAL)))], counts),
     )  # fmt: skip
     parameters = list(model.parameters())
     optimizer = build_optimizer("sgd", model, learning_rate=LEARNING_RATE)

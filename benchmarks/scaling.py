@@ -28,6 +28,7 @@ from recurra.evaluation import evaluate
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
+from recurra.text.vocabulary import SPECIAL, Vocabulary
 
 LENGTH, BATCH, SIZE, WORDS = 35, 20, 512, 33_278
 SIZES = {
@@ -74,8 +75,9 @@ def output(kind: type[FullSoftmax | AdaptiveSoftmax], words: int) -> Callable[[]
 
 
 def language_model() -> RecurrentLM:
-    settings = RecurrentLMSettings(hidden_size=SIZE, layers=1, embedding_size=SIZE, output="adaptive")
-    return RecurrentLM(settings, counts(WORDS))
+    settings = RecurrentLMSettings(hidden_size=SIZE, layers=1, embedding_size=SIZE, output="adaptive", tied=True)
+    vocabulary = Vocabulary([*SPECIAL, *map(str, range(WORDS - len(SPECIAL)))], counts(WORDS))
+    return RecurrentLM(settings, vocabulary)
 
 
 def evaluation(tokens: int) -> dict[str, float]:

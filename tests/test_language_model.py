@@ -17,21 +17,21 @@ from recurra.text.documents import Text
 from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
 
 TEXT = "the cat sat on the mat\nthe dog sat on the log\n" * 5
-SETTINGS = RecurrentLMSettings(hidden_size=8, layers=1, embedding_size=8, output="full")
+SETTINGS = RecurrentLMSettings(hidden_size=8, layers=1, embedding_size=8, output="full", tied=True)
 
 
 @pytest.fixture(params=["characters", "words", "whitespace", "byte-pairs"])
 def lm(request):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(Text.from_string(TEXT), TokenizerSettings(tokenizer=request.param))
-    return recurra.LanguageModel(RecurrentLM(SETTINGS, tokenizer.vocabulary.counts).eval(), tokenizer)
+    return recurra.LanguageModel(RecurrentLM(SETTINGS, tokenizer.vocabulary).eval(), tokenizer)
 
 
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(Text.from_string(TEXT), TokenizerSettings(tokenizer="words"))
-    recurra.LanguageModel(RecurrentLM(SETTINGS, tokenizer.vocabulary.counts), tokenizer).save(tmp_path / "m")
+    recurra.LanguageModel(RecurrentLM(SETTINGS, tokenizer.vocabulary), tokenizer).save(tmp_path / "m")
     return tmp_path / "m"
 
 
@@ -140,7 +140,7 @@ def damage_no_folder(m):
         (damage_flipped_bit, "does not match its digest"),
         (damage_no_weights, "missing"),
         (damage_vocabulary, "another vocabulary"),
-        (damage_kind, "kind 'tagger', expected 'lm'"),
+        (damage_kind, "kind 'tagger', expected one of lm, "),
         (damage_sizes, "expected .* by the settings, found"),
         (damage_json, "damaged"),
         (damage_format, "format 99"),
@@ -178,7 +178,7 @@ def test_int8_is_close_and_steps_agree_with_reading_at_once(cell, output, tmp_pa
     settings = RecurrentLMSettings(
         cell=cell, hidden_size=40, layers=2, embedding_size=33, output=output, cutoffs=(3, 5)
     )
-    recurra.LanguageModel(RecurrentLM(settings, tokenizer.vocabulary.counts), tokenizer).save(tmp_path / "m")
+    recurra.LanguageModel(RecurrentLM(settings, tokenizer.vocabulary), tokenizer).save(tmp_path / "m")
     exact, small = (recurra.load(tmp_path / "m", precision=precision) for precision in ("float32", "int8"))
     assert small.perplexity(TEXT) != exact.perplexity(TEXT)
     assert small.perplexity(TEXT) == pytest.approx(exact.perplexity(TEXT), rel=0.01)

@@ -26,7 +26,7 @@ def text(tmp_path):
 
 def settled(**training):
     words = SimpleNamespace(kind="words", vocabulary=range(8_000))
-    return settle(RecurrentLMSettings(), TrainingSettings(**training), range(1_000_000), words)
+    return settle("lm", RecurrentLMSettings(), TrainingSettings(**training), range(1_000_000), words)
 
 
 def test_a_few_steps_ask_for_little_dropout_and_many_passes_for_much():

@@ -153,7 +153,7 @@ def test_early_stopping_ends_a_run(text, tmp_path):
 
 def test_the_best_weights_are_kept_not_the_last(text, tmp_path):
     outcome = recurra.train_lm(
-        text, tmp_path / "m", **{**SMALL, "epochs": 6, "learning_rate": 0.2}, schedule="constant", optimizer="adam"
+        text, tmp_path / "m", **{**SMALL, "epochs": 5, "learning_rate": 0.2}, schedule="constant", optimizer="adam"
     )
     valid = [line["valid"] for line in log(tmp_path / "m") if "valid" in line]
     kept = outcome.evaluations["valid"].nats_per_token

@@ -15,21 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import nn
+    from .comparison import compare
     from .config import UserError
     from .language_model import LanguageModel, load
+    from .mixing import mix
+    from .planning import plan
     from .recipes import train_lm
     from .text.corpora import open_corpus
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "UserError", "load", "nn", "open_corpus", "train_lm"]
+__all__ = ["LanguageModel", "UserError", "compare", "load", "mix", "nn", "open_corpus", "plan", "train_lm"]
 
 # Each public name's module; a name that is a module itself stands for the module of that name.
 _HOMES = {
     "LanguageModel": "recurra.language_model",
     "UserError": "recurra.config",
+    "compare": "recurra.comparison",
     "load": "recurra.language_model",
+    "mix": "recurra.mixing",
     "nn": "recurra.nn",
     "open_corpus": "recurra.text.corpora",
+    "plan": "recurra.planning",
     "train_lm": "recurra.recipes",
 }
 

@@ -133,13 +133,15 @@ def read_file(path: str | Path) -> dict[str, dict[str, Any]]:
 def resolve(
     sections: Mapping[str, type[DataclassInstance]],
     *,
+    base: Mapping[str, object] | None = None,
     file: str | Path | None = None,
     flags: argparse.Namespace | Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
-    """Settle every section's settings: defaults, overridden by `file`, overridden by `flags`.
+    """Settle every section's settings: defaults, overridden by `base`, by `file`, and last by `flags`.
 
     Args:
         sections: The settings class of each section, by the section's name in the file.
+        base: A mapping from names to values, all of which must be known: what a preset says.
         file: A file for :func:`read_file`; all its sections and keys must be known.
         flags: What was parsed with :func:`add_flags` (a namespace's other attributes are passed over), or a mapping
             from names to values, all of which must be known.
@@ -157,11 +159,14 @@ def resolve(
     assert len(owners) == sum(map(len, known.values())), "two sections share a flag: give one of them `flag`"
     if isinstance(flags, argparse.Namespace):
         flags = {name: value for name, value in vars(flags).items() if name in owners}
-    for name, value in (flags or {}).items():
-        if name not in owners:
-            raise UserError(f"unknown setting `{name}`{_suggestion(name, owners)}")
-        section, field = owners[name]
-        values[section][field.name] = field.checked(value, f"`{name}`")
+    in_file = {(section, name) for section in values for name in values[section]}
+    for given, wins in ((base, False), (flags, True)):
+        for name, value in (given or {}).items():
+            if name not in owners:
+                raise UserError(f"unknown setting `{name}`{_suggestion(name, owners)}")
+            section, field = owners[name]
+            if wins or (section, field.name) not in in_file:
+                values[section][field.name] = field.checked(value, f"`{name}`")
     return {section: cls(**values[section]) for section, cls in sections.items()}
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
+from torch import Tensor, nn
 
 from recurra import distributed
-from recurra.checkpoint import WEIGHTS, CheckpointError, read_settings, read_tensors, write_settings, write_tensors
+from recurra.checkpoint import (
+    SETTINGS,
+    WEIGHTS,
+    CheckpointError,
+    read_settings,
+    read_tensors,
+    write_settings,
+    write_tensors,
+)
 from recurra.config import UserError, from_mapping, to_mapping
 from recurra.evaluation import Evaluation, evaluate, surprisals
 from recurra.generation import (
@@ -24,26 +32,101 @@ from recurra.generation import (
     next_log_probs,
     next_tokens,
 )
-from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
+from recurra.models.arpa import read_arpa
+from recurra.models.dynamic_evaluation import DynamicEvaluation, gradient_statistics
+from recurra.models.kinds import KINDS
+from recurra.models.mixture import Mixture
+from recurra.models.neural import NeuralLM
+from recurra.models.neural_cache import NeuralCache, tune
+from recurra.models.protocol import StoredModel
+from recurra.models.recurrent_lm import RecurrentLM
 from recurra.nn import native
-from recurra.text.batches import TokenStream
-from recurra.text.tokenizer import Tokenizer, tokenizer_from_mapping
-from recurra.text.vocabulary import LINE_END
+from recurra.text.batches import ContiguousStreams, TokenStream
+from recurra.text.tokenizer import Tokenizer, WordTokenizer, tokenizer_from_mapping
+from recurra.text.vocabulary import LINE_END, Vocabulary
 
-__all__ = ["KIND", "LanguageModel", "load"]
+__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "load"]
 
-KIND = "lm"
+SAMPLE_ROWS, SAMPLE_STEPS, SAMPLE_BATCHES = 20, 35, 50  # what gradients are known from before dynamic evaluation
+MIXTURE = "mixture"  # the kind of a directory that names others
 
 _log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """A neural cache beside a model; see :class:`recurra.models.neural_cache.NeuralCache`."""
+
+    size: int
+    theta: float
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """A model of a mixture: its folder, seen from the mixture's; its weight; the cache beside it, if there is one."""
+
+    directory: str
+    weight: float
+    cache: CacheSettings | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureSettings:
+    """What a mixture is made of, and where the state of all its models starts anew."""
+
+    components: tuple[Component, ...]
+    reset: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> MixtureSettings:
+        """Turn what :meth:`to_mapping` returned back; KeyError or TypeError where it is something else."""
+        components = [
+            Component(**{**part, "cache": None if part["cache"] is None else CacheSettings(**part["cache"])})
+            for part in mapping["components"]
+        ]
+        return cls(components=tuple(components), reset=mapping["reset"])
+
+
+class SavedMixture(Mixture):
+    """A mixture of models that are saved elsewhere: it has settings, and no tensors of its own."""
+
+    def __init__(self, models: Sequence[StoredModel | NeuralCache], settings: MixtureSettings, parameters: int) -> None:
+        super().__init__(models, [component.weight for component in settings.components])
+        self.settings, self.parameters_count = settings, parameters
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None: they are those of its models."""
+        return {}
+
+    @classmethod
+    def from_tensors(cls, settings: Any, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]) -> Self:
+        """Mixtures are put together by :func:`assemble`."""
+        raise NotImplementedError
+
+
+def assemble(settings: MixtureSettings, parts: Sequence[LanguageModel]) -> LanguageModel:
+    """Put loaded models together to the mixture that the settings describe."""
+    models = [
+        part.model if component.cache is None else NeuralCache(part.model, **vars(component.cache))
+        for component, part in zip(settings.components, parts, strict=True)
+    ]
+    parameters = sum(part.model.parameters_count for part in parts)
+    return LanguageModel(SavedMixture(models, settings, parameters), parts[0].tokenizer, MIXTURE)
+
+
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    r"""A recurrent language model that reads and writes text.
+    r"""A language model of any kind that reads and writes text.
 
     Attributes:
-        model: the network; follows the protocol that every language model follows.
+        model: follows the protocol that every language model follows.
         tokenizer: turns text into ids and back.
+        kind: which of :data:`recurra.models.kinds.KINDS` it is.
         settings: every other setting it was made with, by section, for the record.
 
     Example:
@@ -53,8 +136,9 @@ class LanguageModel:
         >>> lm.generate("It was", max_tokens=50, seed=1)[0].text
     """
 
-    model: RecurrentLM
+    model: StoredModel
     tokenizer: Tokenizer
+    kind: str = "lm"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,67 +159,66 @@ class LanguageModel:
 
     def save_settings(self, directory: Path) -> None:
         """Write all but the weights."""
-        content = {**self.settings, "model": to_mapping(self.model.settings), "tokenizer": self.tokenizer.to_mapping()}
-        write_settings(directory, KIND, content)
+        own = self.model.settings
+        model = own.to_mapping() if isinstance(own, MixtureSettings) else to_mapping(own)
+        content = {**self.settings, "model": model, "tokenizer": self.tokenizer.to_mapping()}
+        write_settings(directory, self.kind, content)
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights."""
-        weights = dict(self.model.named_parameters())
-        write_tensors(directory / WEIGHTS, weights, {"vocabulary": self.tokenizer.vocabulary.digest()})
-
-    def load_weights(self, directory: Path) -> None:
-        """Read the weights that :meth:`save_weights` wrote.
-
-        Raises:
-            UserError: they are missing, damaged, of another shape or for another vocabulary.
-        """
-        path = directory / WEIGHTS
-        tensors, metadata = read_tensors(path)
-        if metadata.get("vocabulary") != self.tokenizer.vocabulary.digest():
-            raise CheckpointError(
-                f"{path}: belongs to another vocabulary than the one in {directory / 'settings.json'}"
-            )
-        own = dict(self.model.named_parameters())
-        for name in sorted(own.keys() | tensors.keys()):
-            expected = tuple(own[name].shape) if name in own else "none"
-            found = tuple(tensors[name].shape) if name in tensors else "none"
-            if expected != found:
-                raise CheckpointError(f"{path}: {name}: expected {expected} by the settings, found {found}")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(tensors[name])
+        metadata = {"vocabulary": self.tokenizer.vocabulary.digest()}
+        write_tensors(directory / WEIGHTS, self.model.tensors(), metadata)
 
     @classmethod
     def load(cls, directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:
         """Read a model that :meth:`save` or training wrote.
 
         Args:
-            directory: its folder.
+            directory: its folder; or an n-gram model in an ARPA file, ``.arpa`` or ``.arpa.gz``.
             device: ``cpu``, ``cuda`` or ``mps``; what there is if not given.
             precision: of the weights, ``float32`` or ``int8``: see :meth:`RecurrentLM.round_to_int8_`.
 
         Raises:
-            UserError: there is none, it is of another kind, or a file of it is damaged.
+            UserError: there is none, it is of another kind, or a file of it is missing, damaged, or for another
+                vocabulary.
         """
         if precision not in ("float32", "int8"):
             raise UserError(f"precision: expected float32 or int8, got {precision!r}")
         directory = Path(directory)
-        content = read_settings(directory, KIND)
-        where = str(directory / "settings.json")
+        if directory.is_file():
+            return _load_arpa(directory)
+        content = read_settings(directory)
+        name = content.pop("kind")
+        if name == MIXTURE and precision == "float32":
+            return _load_mixture(directory, content, device)
+        if name not in KINDS and name != MIXTURE:
+            raise CheckpointError(f"{directory}: holds a model of kind {name!r}, expected one of {', '.join(KINDS)}")
+        if precision == "int8" and name != "lm":
+            raise UserError(f"{directory}: int8 is for recurrent models, this is of kind {name!r}")
+        kind = KINDS[name]
+        where = str(directory / SETTINGS)
         try:
             tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
-            settings = from_mapping(RecurrentLMSettings, content.pop("model"), where)
+            settings = from_mapping(kind.settings, content.pop("model"), where)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{where}: damaged ({error!r}); restore it or train again") from error
-        model = RecurrentLM(settings, tokenizer.vocabulary.counts).to(distributed.choose_device(device))
-        lm = cls(model, tokenizer, content)
-        lm.load_weights(directory)
-        model.eval()
+        path = directory / WEIGHTS
+        tensors, metadata = read_tensors(path, verify=not kind.counted)
+        if metadata.get("vocabulary") != tokenizer.vocabulary.digest():
+            raise CheckpointError(f"{path}: belongs to another vocabulary than the one in {where}")
+        try:
+            model = kind.model.from_tensors(settings, tokenizer.vocabulary, tensors)
+        except UserError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        if isinstance(model, nn.Module):
+            model.to(distributed.choose_device(device)).eval()
         if precision == "int8":
+            assert isinstance(model, RecurrentLM)
             model.round_to_int8_()
             if not native.available():
                 _log.warning("int8 weights are no faster here: there are no compiled loops (%s)", native.why_not())
-        return lm
+        del content["format"]
+        return cls(model, tokenizer, name, content)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -156,6 +239,72 @@ class LanguageModel:
             **self._rows(stream, reset),
             **options,
         )
+
+    def evaluate_dynamically(
+        self,
+        text: str | TokenStream,
+        *,
+        learning_rate: float,
+        decay: float,
+        segment: int = 5,
+        sample: TokenStream | None = None,
+        **options: Any,
+    ) -> Evaluation:
+        """Like :meth:`evaluate`, with a model that goes on learning from what it reads (Krause et al. 2018).
+
+        Args:
+            text: a text, or one already turned into tokens; read as one row.
+            learning_rate: of its steps.
+            decay: how far the weights return to the trained ones with each step.
+            segment: tokens between two steps.
+            sample: training text that the usual size of each weight's gradient is taken from, which the steps are then
+                measured in; without, they are plain gradient descent.
+            options: for :func:`recurra.evaluation.evaluate`.
+
+        Raises:
+            UserError: the model is not trained by gradient, or of independent lines; or the steps diverge.
+        """
+        stream = self._tokens(text)
+        if not isinstance(self.model, NeuralLM):
+            raise UserError(f"dynamic evaluation is for models trained by gradient, not for one of kind {self.kind!r}")
+        statistics = None
+        if sample is not None:
+            rows = max(1, min(SAMPLE_ROWS, len(sample) // SAMPLE_STEPS))
+            streams = ContiguousStreams(sample, rows, min(SAMPLE_STEPS, len(sample)))
+            statistics = gradient_statistics(self.model, streams[:SAMPLE_BATCHES])
+        learning = DynamicEvaluation(
+            self.model, learning_rate=learning_rate, decay=decay, segment=segment, statistics=statistics
+        )
+        return evaluate(
+            learning, stream.tokens, words=stream.words, characters=stream.characters, batch_size=1, **options
+        )
+
+    def with_cache(
+        self, size: int, *, theta: float | None = None, weight: float | None = None, tuned_on: TokenStream | None = None
+    ) -> LanguageModel:
+        """The model with a neural cache beside it (Grave et al. 2017).
+
+        Args:
+            size: words that are remembered.
+            theta: how sharply like contexts are told from others.
+            weight: of the cache, 0 to 1.
+            tuned_on: choose both on this text, in place of giving them.
+
+        Raises:
+            UserError: neither or both ways of saying theta and weight.
+        """
+        if tuned_on is not None and theta is weight is None:
+            tuned = tune(self.model, self._tokens(tuned_on).tokens, size=size)
+            theta, weight = tuned.theta, tuned.weight
+        elif tuned_on is not None or theta is None or weight is None:
+            raise UserError("a cache needs both theta and weight, or a text to choose them on: give one or the other")
+        settings = MixtureSettings(
+            components=(
+                Component(directory=".", weight=1.0, cache=CacheSettings(size=size, theta=theta, weight=weight)),
+            ),
+            reset=self.model.settings.reset,
+        )
+        return assemble(settings, [self])
 
     def perplexity(self, text: str | TokenStream, **options: Any) -> float:
         """Exp of the mean of -log p over every token, line ends included."""
@@ -210,6 +359,31 @@ class LanguageModel:
                 "these tokens belong to another vocabulary than the model's: encode the text with its tokenizer"
             )
         return stream
+
+
+def _load_mixture(directory: Path, content: dict[str, Any], device: str | None) -> LanguageModel:
+    try:
+        settings = MixtureSettings.from_mapping(content["model"])
+        tokens = content["tokenizer"]["vocabulary"]["tokens"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / SETTINGS}: damaged ({error!r}); mix the models again") from error
+    parts = []
+    for component in settings.components:
+        path = directory / component.directory
+        if not (path / SETTINGS).exists():
+            raise CheckpointError(f"{directory}: is a mixture of {path} too, which is not there; mix the models again")
+        parts.append(LanguageModel.load(path, device=device))
+        if parts[-1].tokenizer.vocabulary.tokens != tokens:
+            raise CheckpointError(f"{path}: has another vocabulary than when it was mixed; mix the models again")
+    return assemble(settings, parts)
+
+
+def _load_arpa(path: Path) -> LanguageModel:
+    """An n-gram model whose words are what stands between white space, as in the ARPA file it comes from."""
+    if not path.name.endswith((".arpa", ".arpa.gz")):
+        raise UserError(f"{path}: expected the folder of a model, or an n-gram model named .arpa or .arpa.gz")
+    model, vocabulary = read_arpa(path)
+    return LanguageModel(model, WordTokenizer("whitespace", vocabulary), "ngram")
 
 
 def load(directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +15,35 @@ from typing import Any
 import torch
 
 from recurra import distributed
-from recurra.checkpoint import RUN, SETTINGS, WEIGHTS, prepare_directory, read_settings, write_json
+from recurra.checkpoint import (
+    RUN,
+    SETTINGS,
+    WEIGHTS,
+    prepare_directory,
+    read_settings,
+    write_json,
+    write_settings,
+)
 from recurra.config import UserError, from_mapping, read_file, resolve, to_mapping
 from recurra.evaluation import Evaluation
-from recurra.language_model import KIND, LanguageModel
-from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
+from recurra.language_model import LanguageModel
+from recurra.models.kinds import KINDS
+from recurra.models.neural import SAMPLED
 from recurra.optimization import CLIP_NORM, CLIP_NORMS, LEARNING_RATES
+from recurra.presets import find_preset
 from recurra.text.batches import Batch, ContiguousStreams, LineBatches, TokenStream, write_tokens
 from recurra.text.corpora import CorpusSettings, open_corpus
 from recurra.text.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer, tokenizer_from_mapping
 from recurra.training import Trainer, TrainingSettings, Watcher, check_support
 
-__all__ = ["LM_SECTIONS", "Outcome", "settle", "train_lm"]
+__all__ = ["Outcome", "sections", "settle", "train_lm"]
 
-LM_SECTIONS = {
-    "corpus": CorpusSettings,
-    "tokenizer": TokenizerSettings,
-    "model": RecurrentLMSettings,
-    "training": TrainingSettings,
-}
+
+def sections(kind: str) -> dict[str, type[Any]]:
+    """The settings classes of a kind of language model, by the section of a settings file that holds them."""
+    found = {"corpus": CorpusSettings, "tokenizer": TokenizerSettings, "model": KINDS[kind].settings}
+    return found if KINDS[kind].counted else {**found, "training": TrainingSettings}
+
 
 # What may be told anew on resuming: how long to go on and where, but nothing that the steps made so far depend on.
 LIMITS = frozenset(
@@ -72,6 +83,9 @@ def train_lm(
     corpus: str | Path | Sequence[str | Path] = (),
     directory: str | Path = "",
     *,
+    kind: str | None = None,
+    preset: str | None = None,
+    scale: float = 1.0,
     config: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -79,17 +93,21 @@ def train_lm(
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> Outcome:
-    """Train a recurrent language model and leave it in a folder.
+    """Train a language model and leave it in a folder.
 
     Args:
         corpus: files, folders, globs, ``-`` or the name of a corpus; needed but for resuming.
         directory: the model's folder.
+        kind: one of :data:`recurra.models.kinds.KINDS`; that of the preset, or ``lm``, if not given.
+        preset: settings by the name of a published system (:data:`recurra.presets.PRESETS`); file and keywords win
+            over it.
+        scale: what the sizes of the preset are multiplied by.
         config: a settings file; keywords win over it.
         overwrite: replace a model that is there.
         resume: go on with the run that was stopped there.
         watch: is called with the progress of training.
         say: is called with a line of text at each stage.
-        settings: any field of :data:`LM_SECTIONS`, such as ``hidden_size=256`` or ``max_minutes=5``.
+        settings: any field of the kind's :func:`sections`, such as ``hidden_size=256`` or ``max_minutes=5``.
 
     Raises:
         UserError: whatever is wrong with what was given, in one line.
@@ -99,8 +117,10 @@ def train_lm(
         raise UserError("no folder given for the model")
     directory = Path(directory)
     sources = [corpus] if isinstance(corpus, str | Path) else list(corpus)
-    chosen = resolve(LM_SECTIONS, file=config, flags=settings)
-    device = distributed.choose_device(None if chosen["training"].device == "auto" else chosen["training"].device)
+    kind, base = _kind_and_base(kind, preset, scale, directory if resume else None)
+    chosen = resolve(sections(kind), base=base, file=config, flags=settings)
+    wanted = chosen["training"].device if "training" in chosen else "auto"
+    device = distributed.choose_device(None if wanted == "auto" else wanted)
     with distributed.process_group(device):
         problem: Exception | None = None
         if distributed.is_writer():
@@ -109,12 +129,35 @@ def train_lm(
                 if resume:
                     _update_limits(directory, sources, {*_given(config), *settings}, chosen)
                 else:
-                    _prepare_lm(sources, directory, chosen, device, say)
+                    _prepare(kind, sources, directory, chosen, device, say)
             except Exception as error:
                 problem = error
         if not distributed.all_succeeded(problem is None):
             raise problem or SystemExit(2)  # the writing process says why
-        return _run_lm(directory, device, resume, watch, say)
+        if KINDS[kind].counted:
+            return _count(directory, kind, say)
+        return _train(directory, kind, device, resume, watch, say)
+
+
+def _kind_and_base(
+    kind: str | None, preset: str | None, scale: float, resumed: Path | None
+) -> tuple[str, Mapping[str, Any]]:
+    """Which kind of model it is, and the settings that a preset gives."""
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"unknown kind of model {kind!r}; there are {', '.join(KINDS)}")
+    if preset is None and scale != 1:
+        raise UserError("a scale is for the sizes of a preset: name one with --preset")
+    found, base, source = kind, {}, "asked for"
+    if preset is not None:
+        chosen = find_preset(preset)
+        found, base, source = chosen.kind, chosen.scaled(scale), f"the kind of preset {preset}"
+    elif resumed is not None and (resumed / SETTINGS).exists():
+        found, source = read_settings(resumed)["kind"], f"the kind of the model in {resumed}"
+        if found not in KINDS:
+            raise UserError(f"{resumed}: holds a model of kind {found!r}, which cannot be resumed")
+    if kind is not None and found != kind:
+        raise UserError(f"{found!r} is {source}, not {kind!r}: use `recurra train {found}`")
+    return found or "lm", base
 
 
 def _given(config: str | Path | None) -> set[str]:
@@ -122,7 +165,8 @@ def _given(config: str | Path | None) -> set[str]:
     return {name for section in (read_file(config) if config else {}).values() for name in section}
 
 
-def _prepare_lm(
+def _prepare(
+    kind: str,
     sources: list[str | Path],
     directory: Path,
     chosen: dict[str, Any],
@@ -132,9 +176,8 @@ def _prepare_lm(
     """Text to tokens on disk, settings settled and written; an older model there goes only when all this has worked."""
     if not sources:
         raise UserError("no corpus given: name a file, a folder or a corpus of `recurra data list`")
-    if chosen["model"].bidirectional:
-        RecurrentLM(chosen["model"], [1, 1])  # refuses, before any work is done
-    check_support(chosen["training"], device)
+    if "training" in chosen:
+        check_support(chosen["training"], device)
     corpus = open_corpus(sources, chosen["corpus"])
     say(f"reading {corpus.name}")
     tokenizer = build_tokenizer(corpus.train, chosen["tokenizer"])
@@ -147,11 +190,18 @@ def _prepare_lm(
             text = getattr(corpus, split)
             if text is not None:
                 streams[split] = write_tokens(text, tokenizer, fresh / split)
-        train = streams["train"]
-        model, training = settle(chosen["model"], chosen["training"], train, tokenizer)
-        RecurrentLM(model, tokenizer.vocabulary.counts)  # sizes that do not fit are refused here
-        _check_rows(model, training)
-        _batches(train, model, training, 0)  # and so is a text that is too short
+        train, described = streams["train"], ""
+        if "training" in chosen:
+            model, training = settle(kind, chosen["model"], chosen["training"], train, tokenizer)
+            chosen = {**chosen, "model": model, "training": training}
+            count = KINDS[kind].model(model, tokenizer.vocabulary).parameters_count  # refuses sizes that do not fit
+            _check_rows(model, training)
+            _batches(train, model, training, 0)  # and so is a text that is too short
+            described = f"; {_described(model)}, {count:,} parameters"
+        say(
+            f"{len(train):,} tokens ({tokenizer.kind}) to train on, vocabulary {len(tokenizer.vocabulary):,};"
+            f" {KINDS[kind].title}{described}"
+        )
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -161,25 +211,31 @@ def _prepare_lm(
         else:
             (directory / name).unlink(missing_ok=True)
     fresh.rename(directory / "training")
-    sections = {
+    content = {
         "corpus": {"sources": [str(source) for source in sources], **to_mapping(chosen["corpus"])},
         "tokenizer_settings": to_mapping(chosen["tokenizer"]),
-        "training": to_mapping(training),
+        **({"training": to_mapping(chosen["training"])} if "training" in chosen else {}),
+        "model": to_mapping(chosen["model"]),
+        "tokenizer": tokenizer.to_mapping(),
     }
-    lm = LanguageModel(RecurrentLM(model, tokenizer.vocabulary.counts), tokenizer, sections)
-    lm.save_settings(directory)
-    parameters = sum(p.numel() for p in lm.model.parameters())
-    say(
-        f"{len(train):,} tokens ({tokenizer.kind}) to train on, vocabulary {len(tokenizer.vocabulary):,}; "
-        f"{model.layers} x {model.hidden_size} {model.cell}, {parameters:,} parameters"
-    )
+    write_settings(directory, kind, content)
+
+
+def _described(model: Any) -> str:
+    """The size of a model in a few words."""
+    found = {name: value for name, value in vars(model).items() if value}
+    parts = [f"{found['layers']} x {found['hidden_size']} {found['cell']}"] if "cell" in found else []
+    parts += [f"window {found['window']}, {found['hidden_size']} units"] if "window" in found else []
+    parts += [f"output {found['output']}"] if "output" in found else []
+    parts += [f"n-grams up to {order}"] if (order := found.get("maxent_order") or found.get("order")) else []
+    return ", ".join(parts)
 
 
 def _update_limits(
     directory: Path, sources: Sequence[str | Path], given: Iterable[str], chosen: Mapping[str, Any]
 ) -> None:
     """Take over the limits given for a resumed run; anything else must be as it was, or left to be chosen."""
-    content = read_settings(directory, KIND)
+    content = read_settings(directory)
     named, before = [str(source) for source in sources], content["corpus"]["sources"]
     if named and named != before:
         raise UserError(f"a run that is resumed reads what it read before: {', '.join(before)}; name no other corpus")
@@ -193,44 +249,54 @@ def _update_limits(
             raise UserError(
                 f"{name} cannot change in a run that is resumed: it was {before}, now {value}; leave it out"
             )
-    from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS)).check_end()
+    if "training" in content:
+        from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS)).check_end()
     write_json(directory / SETTINGS, content)
 
 
-def _check_rows(model: RecurrentLMSettings, training: TrainingSettings) -> None:
+def _check_rows(model: Any, training: TrainingSettings) -> None:
     ranks, rows = distributed.world_size(), training.batch_size or 0
     if model.reset != "lines" and rows % ranks:
         raise UserError(f"batch_size {rows} cannot be shared out among {ranks} processes; choose a multiple of {ranks}")
 
 
-def _run_lm(
-    directory: Path, device: torch.device, resume: bool, watch: Watcher | None, say: Callable[[str], None]
+def _count(directory: Path, kind: str, say: Callable[[str], None]) -> Outcome:
+    """Make the model of what stands prepared in a folder by counting; one process does it."""
+    content, tokenizer, model_settings, streams = _prepared(directory, kind)
+    problem: Exception | None = None
+    if distributed.is_writer():
+        try:
+            begun = time.perf_counter()
+            model = KINDS[kind].model.estimate(model_settings, streams["train"], tokenizer.vocabulary, say=say)
+            content["training_seconds"] = time.perf_counter() - begun
+            LanguageModel(model, tokenizer, kind, content).save_weights(directory)
+        except Exception as error:
+            problem = error
+    if not distributed.all_succeeded(problem is None):
+        raise problem or SystemExit(2)
+    lm = LanguageModel.load(directory, device="cpu")
+    about = {"training_seconds": content.get("training_seconds"), "training_tokens": len(streams["train"])}
+    return Outcome(lm, _evaluated(directory, lm, streams, about, say))
+
+
+def _train(
+    directory: Path, kind: str, device: torch.device, resume: bool, watch: Watcher | None, say: Callable[[str], None]
 ) -> Outcome:
-    """Train what stands prepared in a folder."""
-    content = read_settings(directory, KIND)
+    """Train what stands prepared in a folder by gradient."""
+    content, tokenizer, model_settings, streams = _prepared(directory, kind)
     settings = from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
-    model_settings = from_mapping(RecurrentLMSettings, content.pop("model"), str(directory / SETTINGS))
     _check_rows(model_settings, settings)
     torch.manual_seed(settings.seed)
-    model = RecurrentLM(model_settings, tokenizer.vocabulary.counts).to(device)
-    lm = LanguageModel(model, tokenizer, content)
-    folder = directory / "training"
-    try:
-        streams = {split: TokenStream.open(folder / split) for split in SPLITS if (folder / split).exists()}
-        train = streams["train"]
-    except KeyError:
-        raise UserError(f"{folder}: the tokens of the run are gone, so it cannot go on; train again") from None
-    valid = _validation(streams.get("valid"), model_settings, settings)
+    lm = LanguageModel(KINDS[kind].model(model_settings, tokenizer.vocabulary).to(device), tokenizer, kind, content)
     trainer = Trainer(
-        model,
+        lm.model,  # type: ignore[arg-type]  # what is not counted is a module
         settings,
-        lambda epoch: _batches(train, model_settings, settings, epoch),
-        valid=valid,
+        lambda epoch: _batches(streams["train"], model_settings, settings, epoch),
+        valid=_validation(streams.get("valid"), model_settings, settings),
         carry_state=model_settings.reset != "lines",
-        directory=folder,
+        directory=directory / "training",
         keep=lambda: lm.save_weights(directory),
         watch=watch,
     )
@@ -242,30 +308,53 @@ def _run_lm(
             else "nothing was saved yet: starting from the beginning"
         )
     stopped = trainer.run()
+    about = {
+        "steps": trainer.run_state.step,
+        "training_seconds": trainer.run_state.seconds,
+        "training_tokens": trainer.run_state.tokens,
+    }
     distributed.barrier()
-    lm.load_weights(directory)
-    model.eval()
-    if stopped:
-        return Outcome(lm, {}, stopped)
+    del trainer, lm
+    lm = LanguageModel.load(directory, device=str(device))
+    return Outcome(lm, {} if stopped else _evaluated(directory, lm, streams, about, say), stopped)
+
+
+def _prepared(directory: Path, kind: str) -> tuple[dict[str, Any], Tokenizer, Any, dict[str, TokenStream]]:
+    """What :func:`_prepare` left in a folder: all settings, tokenizer, the model's settings, tokens of each split."""
+    content = read_settings(directory, kind)
+    tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
+    model = from_mapping(KINDS[kind].settings, content.pop("model"), str(directory / SETTINGS))
+    folder = directory / "training"
+    streams = {split: TokenStream.open(folder / split) for split in SPLITS if (folder / split).exists()}
+    if "train" not in streams:
+        raise UserError(f"{folder}: the tokens of the run are gone, so it cannot go on; train again")
+    return content, tokenizer, model, streams
+
+
+def _evaluated(
+    directory: Path,
+    lm: LanguageModel,
+    streams: Mapping[str, TokenStream],
+    about: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Evaluation]:
+    """The exact evaluations of the splits set aside; written down together with what is known of the run."""
     evaluations: dict[str, Evaluation] = {}
     for split in ("valid", "test"):
         if split in streams and len(streams[split]):
             say(f"evaluating on {split}: {len(streams[split]):,} tokens")
             evaluations[split] = lm.evaluate(streams[split])
     if distributed.is_writer():
-        results: dict[str, Any] = {
-            "steps": trainer.run_state.step,
-            "training_seconds": trainer.run_state.seconds,
-            "parameters": sum(p.numel() for p in model.parameters()),
+        results = {
+            **about,
+            "parameters": lm.model.parameters_count,
             **{split: evaluation.to_mapping() for split, evaluation in evaluations.items()},
         }
         write_json(directory / "results.json", results)
-    return Outcome(lm, evaluations)
+    return evaluations
 
 
-def _batches(
-    stream: TokenStream, model: RecurrentLMSettings, training: TrainingSettings, epoch: int
-) -> Sequence[Batch]:
+def _batches(stream: TokenStream, model: Any, training: TrainingSettings, epoch: int) -> Sequence[Batch]:
     """The batches of one epoch, this rank's part: contiguous streams, or lines by themselves."""
     assert training.batch_size is not None
     place = {"rank": distributed.rank(), "ranks": distributed.world_size()}
@@ -275,7 +364,7 @@ def _batches(
     return ContiguousStreams(stream, training.batch_size, training.chunk_length, resets=with_resets, **place)
 
 
-def _validation(stream: TokenStream | None, model: RecurrentLMSettings, training: TrainingSettings) -> Sequence[Batch]:
+def _validation(stream: TokenStream | None, model: Any, training: TrainingSettings) -> Sequence[Batch]:
     """Batches for the estimates made during training: beginnings of rows that start all over the validation text."""
     ranks = distributed.world_size()
     if stream is None or len(stream) < ranks:
@@ -288,15 +377,13 @@ def _validation(stream: TokenStream | None, model: RecurrentLMSettings, training
 
 
 def settle(
-    model: RecurrentLMSettings, training: TrainingSettings, train: TokenStream, tokenizer: Tokenizer
-) -> tuple[RecurrentLMSettings, TrainingSettings]:
+    kind: str, model: Any, training: TrainingSettings, train: TokenStream, tokenizer: Tokenizer
+) -> tuple[Any, TrainingSettings]:
     """Choose every setting that was left open, from the size of the corpus and the time there is.
 
     Training ends after 10 minutes or 50 epochs if no limit is given. The more often the text will be read, the larger
     the model and its dropout; the figures come from runs on WikiText-2 and tiny-shakespeare (docs/results.md).
     """
-    if model.hidden_size == ():
-        raise UserError("hidden_size: expected a size, or one for each layer, got none")
     tokens, vocabulary = len(train), len(tokenizer.vocabulary)
     characters = tokenizer.kind == "characters"
     if not (training.epochs or training.max_steps or training.max_minutes is not None):
@@ -318,23 +405,31 @@ def settle(
         rate = LEARNING_RATES[training.optimizer]
     batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
     batch_size = max(1, batch_size // distributed.world_size()) * distributed.world_size()
-
-    def fill(settings: Any, **chosen: Any) -> Any:
-        return dataclasses.replace(settings, **{k: v for k, v in chosen.items() if getattr(settings, k) is None})
-
-    model = fill(
-        model, hidden_size=hidden, layers=len(model.hidden_size) if isinstance(model.hidden_size, tuple) else 1
-    )
-    assert model.hidden_size is not None
-    last = model.projection_size or (model.hidden_size if isinstance(model.hidden_size, int) else model.hidden_size[-1])
-    model = fill(
+    embedding = 128 if characters else 256
+    if kind == "lm":
+        sizes = (model.hidden_size,) if isinstance(model.hidden_size, int | None) else model.hidden_size
+        if not sizes:
+            raise UserError("hidden_size: expected a size, or one for each layer, got none")
+        model = _fill(model, hidden_size=hidden, layers=len(sizes))
+        last = model.projection_size or sizes[-1] or hidden
+        model = _fill(model, embedding_size=min(embedding, last))
+        model = _fill(model, tied=model.inputs == "words")
+    model = _fill(
         model,
-        embedding_size=min(128 if characters else 256, last),
+        hidden_size=hidden,
+        embedding_size=embedding,
         output="adaptive" if vocabulary > 5_000 else "full",
+        samples=max(1, min(2048, vocabulary // 4)) if getattr(model, "output", None) in SAMPLED else None,
         input_dropout=0.0 if characters else dropout,
         dropout=dropout,
         output_dropout=dropout,
     )
     clip_norm = CLIP_NORMS.get(training.optimizer, CLIP_NORM)
-    training = fill(training, batch_size=batch_size, learning_rate=rate, clip_norm=clip_norm)
+    training = _fill(training, batch_size=batch_size, learning_rate=rate, clip_norm=clip_norm)
     return model, training
+
+
+def _fill(settings: Any, **chosen: Any) -> Any:
+    """Settings with what is ``None`` in them, of the names given, chosen."""
+    missing = {name: value for name, value in chosen.items() if getattr(settings, name, ...) is None}
+    return dataclasses.replace(settings, **missing)

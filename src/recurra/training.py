@@ -134,6 +134,7 @@ class _Run:
     step: int = 0
     epoch: int = 0
     chunk: int = 0
+    tokens: int = 0
     seconds: float = 0.0
     best: float = math.inf
     since_best: int = 0
@@ -240,6 +241,7 @@ class Trainer:
                 run.chunk += 1
                 run.window_nats += nats
                 run.window_tokens += tokens
+                run.tokens += tokens
                 epoch_ends = run.chunk == len(epoch_batches)
                 if epoch_ends:
                     run.epoch, run.chunk, self.recurrent_state = run.epoch + 1, 0, None
@@ -326,7 +328,7 @@ class Trainer:
         settings = self.settings
         rate = self.learning_rate * self.plateau.scale * schedule_factor(settings.schedule, fraction, settings.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)  # some parameters have a rate of their own
         return rate
 
     def _validated(self, loss: float) -> None:
@@ -376,8 +378,7 @@ class Trainer:
         run = self.run_state
         if run.finished and self.valid and run.validated_step != run.step:
             loss = self.evaluate()
-            rate = self.optimizer.param_groups[0]["lr"]
-            self._report(self._progress(1.0, rate, None, loss), log)
+            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, loss), log)
             self._validated(loss)
         if not run.saved_best or not self.valid:
             self._keep()

@@ -10,11 +10,19 @@ import torch
 from recurra.config import UserError
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.text.batches import Batch
-from recurra.text.vocabulary import LINE_END
+from recurra.text.vocabulary import LINE_END, SPECIAL, Vocabulary
 
 COUNTS = [3, 40, 50, 40, 30, 20, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+VOCABULARY = Vocabulary([*SPECIAL, *"abcdefghijklm", "nn"], COUNTS)
 PLAIN = RecurrentLMSettings(
-    hidden_size=12, layers=2, embedding_size=10, output="full", input_dropout=0.0, dropout=0.0, output_dropout=0.0
+    hidden_size=12,
+    layers=2,
+    embedding_size=10,
+    output="full",
+    tied=True,
+    input_dropout=0.0,
+    dropout=0.0,
+    output_dropout=0.0,
 )
 VARIANTS = {
     "lstm, tied, full": PLAIN,
@@ -35,7 +43,7 @@ VARIANTS = {
 @pytest.fixture(params=VARIANTS, ids=list(VARIANTS))
 def lm(request):
     torch.manual_seed(0)
-    return RecurrentLM(VARIANTS[request.param], COUNTS).double().eval()
+    return RecurrentLM(VARIANTS[request.param], VOCABULARY).double().eval()
 
 
 def text(time, batch):
@@ -89,7 +97,7 @@ def test_lengths_leave_out_what_lies_beyond(lm):
 
 def test_a_model_of_lines_forgets_at_a_line_end():
     torch.manual_seed(0)
-    lm = RecurrentLM(dataclasses.replace(PLAIN, reset="lines"), COUNTS).double().eval()
+    lm = RecurrentLM(dataclasses.replace(PLAIN, reset="lines"), VOCABULARY).double().eval()
     inputs, targets = text(5, 2)
     _, state = lm.score(inputs, targets, lm.start(2))
     found, _ = lm.step(torch.tensor([LINE_END, 5]), state)
@@ -109,7 +117,7 @@ def test_select_reorders_rows(lm):
 
 def test_training_draws_dropout_and_evaluation_does_not():
     torch.manual_seed(0)
-    lm = RecurrentLM(VARIANTS["regularised"], COUNTS)
+    lm = RecurrentLM(VARIANTS["regularised"], VOCABULARY)
     batch = Batch(*text(7, 3), None, None)
     assert lm(batch)[0].nats != lm(batch)[0].nats
     lm.eval()
@@ -117,7 +125,7 @@ def test_training_draws_dropout_and_evaluation_does_not():
 
 
 def test_detached_state_stops_gradients():
-    lm = RecurrentLM(PLAIN, COUNTS)
+    lm = RecurrentLM(PLAIN, VOCABULARY)
     inputs, targets = text(4, 2)
     _, state = lm(Batch(inputs, targets, None, None))
     assert state.recurrent[0].requires_grad
@@ -125,7 +133,7 @@ def test_detached_state_stops_gradients():
 
 
 def test_tied_weights_are_one_parameter():
-    tied, untied = RecurrentLM(PLAIN, COUNTS), RecurrentLM(dataclasses.replace(PLAIN, tied=False), COUNTS)
+    tied, untied = RecurrentLM(PLAIN, VOCABULARY), RecurrentLM(dataclasses.replace(PLAIN, tied=False), VOCABULARY)
     size = len(COUNTS) * PLAIN.embedding_size
     assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == size
 
@@ -144,5 +152,5 @@ def test_tied_weights_are_one_parameter():
 )
 def test_settings_that_do_not_fit_are_one_line(change, message):
     with pytest.raises(UserError, match=message) as caught:
-        RecurrentLM(dataclasses.replace(PLAIN, **change), COUNTS)
+        RecurrentLM(dataclasses.replace(PLAIN, **change), VOCABULARY)
     assert "\n" not in str(caught.value)

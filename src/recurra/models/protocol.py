@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from recurra.text.batches import TokenStream
+from recurra.text.vocabulary import Vocabulary
 
 State: TypeAlias = Any
 """What a model remembers of the text that each row of a batch has read. Only the model itself looks inside."""
@@ -68,6 +71,49 @@ class LanguageModelProtocol(Protocol):
             state: A state of N rows.
             rows: Row numbers, int64 [K], in any order, each any number of times: row k of the result goes on from row
                 ``rows[k]``.
+        """
+
+
+class StoredModel(LanguageModelProtocol, Protocol):
+    """A language model that can be saved: settings, and tensors by name.
+
+    Models that are made by counting, not by gradient, have ``estimate`` besides; see :class:`CountedModel`.
+    """
+
+    @property
+    def settings(self) -> Any:
+        """The frozen dataclass it was made with; its field ``reset`` says where the state starts anew."""
+
+    @property
+    def parameters_count(self) -> int:
+        """How many numbers were learnt or counted."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved beside the settings and the vocabulary."""
+
+    @classmethod
+    def from_tensors(cls, settings: Any, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]) -> Self:
+        """The model that :meth:`tensors` came from; they may be mapped from a file, and are not written to.
+
+        Raises:
+            UserError: they are not those that the settings ask for.
+        """
+
+
+class CountedModel(StoredModel, Protocol):
+    """A language model that is made by counting what stands in a text."""
+
+    @classmethod
+    def estimate(
+        cls, settings: Any, stream: TokenStream, vocabulary: Vocabulary, *, say: Callable[[str], None] = ...
+    ) -> Self:
+        """Make the model of a text.
+
+        Args:
+            settings: of the model.
+            stream: the training text as ids.
+            vocabulary: what the ids stand for.
+            say: is called with a line of text at each stage.
         """
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from recurra import nn as rnn
 from recurra.config import UserError, setting
-from recurra.models.protocol import LossSum
+from recurra.models.neural import NeuralLM, OutputSettings, Reading, build_output
+from recurra.nn.characters import CharacterCNN, CharacterLSTM
 from recurra.nn.dropout import LockedDropout
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
 from recurra.nn.int8 import round_to_int8_
-from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
-from recurra.text.batches import Batch
-from recurra.text.vocabulary import LINE_END
+from recurra.text.vocabulary import Vocabulary
 
 __all__ = ["RecurrentLM", "RecurrentLMSettings"]
 
@@ -25,13 +22,22 @@ CELLS = {"rnn": rnn.RNN, "lstm": rnn.LSTM, "gru": rnn.GRU}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentLMSettings:
+class RecurrentLMSettings(OutputSettings):
     """What a recurrent language model is made of; ``None`` is settled from the corpus before the model is built."""
 
     cell: str = setting("lstm", "recurrent cell", choices=("rnn", "lstm", "gru"))
     hidden_size: int | tuple[int, ...] | None = setting(None, "units of a layer, or of each layer", minimum=1)
     layers: int | None = setting(None, "layers of the stack", minimum=1)
     embedding_size: int | None = setting(None, "size of a word vector", minimum=1)
+    output_size: int | None = setting(
+        None, "size of the vector that the output layer sees; a word vector's if not given", minimum=1
+    )
+    inputs: str = setting("words", "what word vectors are made of", choices=("words", "char-cnn", "char-lstm"))
+    character_size: int = setting(16, "size of a character's vector", minimum=1)
+    filters: tuple[int, ...] = setting(
+        (25, 50, 75, 100, 125, 150), "filters of the char-cnn over 1, 2, 3, ... characters", minimum=0
+    )
+    highway_layers: int = setting(2, "highway layers of the char-cnn", minimum=0)
     projection_size: int = setting(0, "size an LSTM's hidden state is projected to; 0 for none", minimum=0)
     nonlinearity: str = setting("tanh", "of the rnn cell", choices=("tanh", "relu", "sigmoid"))
     gru_reset: str = setting(
@@ -42,10 +48,7 @@ class RecurrentLMSettings:
     layer_norm: bool = setting(False, "normalise each cell's sums (Ba et al. 2016)")
     bidirectional: bool = setting(False, "read backwards too (refused for language models)")
     output_norm: bool = setting(True, "normalise the vector that the output layer sees (Ba et al. 2016)")
-    output: str | None = setting(None, "output layer", choices=("full", "adaptive"))
-    cutoffs: tuple[int, ...] | None = setting(None, "first word of each cluster of the adaptive softmax", minimum=1)
-    shrink: float = setting(2.0, "how many times narrower each cluster is than the one before", minimum=1)
-    tied: bool = setting(True, "share the embedding's weights with the output layer")
+    tied: bool | None = setting(None, "share the embedding's weights with the output layer")
     word_dropout: float = setting(0.0, "chance that a word's vector is dropped", minimum=0, maximum=0.99)
     input_dropout: float | None = setting(None, "locked dropout on word vectors", minimum=0, maximum=0.99)
     dropout: float | None = setting(None, "locked dropout between layers", minimum=0, maximum=0.99)
@@ -57,110 +60,71 @@ class RecurrentLMSettings:
     zoneout: float = setting(0.0, "chance that a unit keeps its value for a step", minimum=0, maximum=0.99)
     reset: str = setting("none", "where the state starts anew", choices=("none", "documents", "lines"))
 
+    def __post_init__(self) -> None:
+        if self.bidirectional:
+            raise UserError(
+                "a bidirectional language model would see the word it predicts: reading backwards, it has passed"
+                " that word already; train without --bidirectional"
+            )
+
 
 class LMState(NamedTuple):
-    """What the model remembers; the recurrent stack's own state."""
+    """What the model remembers: the recurrent stack's own state, and the last words where hashed n-grams need them."""
 
     recurrent: Any
+    words: Any = ()
 
 
-class RecurrentLM(nn.Module):
+class RecurrentLM(NeuralLM):
     r"""A language model :math:`P(w_{t+1} \mid w_{1..t}) = \mathrm{softmax}(U h_t + b)`, ``h`` being the stack's output.
 
-    Follows :class:`recurra.models.protocol.LanguageModelProtocol`. Where the stack's output is not as wide as the
-    output layer's input, a linear map stands between them.
+    Where the stack's output is not as wide as the output layer's input, a linear map stands between them. With
+    ``maxent_order``, hashed n-grams add to the scores, trained jointly (Mikolov et al. 2011).
 
     Args:
         settings: with no size left to choose.
-        counts: counts of the words in training, by id.
+        vocabulary: the words, with their counts in training.
 
     Raises:
         UserError: sizes that do not fit together, or a bidirectional stack.
     """
 
-    def __init__(self, settings: RecurrentLMSettings, counts: Sequence[int]) -> None:
-        super().__init__()
-        self.settings = settings
-        self.vocabulary_size = len(counts)
-        if settings.bidirectional:
-            raise UserError(
-                "a bidirectional language model would see the word it predicts: reading backwards, it has passed"
-                " that word already; train without --bidirectional"
-            )
-        missing = [
-            name for name in ("hidden_size", "layers", "embedding_size", "output") if getattr(settings, name) is None
-        ]
-        if missing:
-            raise UserError(f"settings still to be chosen: {', '.join(missing)}")
-        assert settings.embedding_size is not None
-        assert settings.hidden_size is not None
-        assert settings.layers is not None
-        width = settings.embedding_size
+    settings: RecurrentLMSettings
+
+    def __init__(self, settings: RecurrentLMSettings, vocabulary: Vocabulary) -> None:
+        super().__init__(settings, vocabulary)
+        _check(settings)
+        counts, width = vocabulary.counts, settings.output_size or settings.embedding_size
+        assert width is not None
         self.recurrent = _stack(settings)
         found = self.recurrent.output_size
-        self.output: FullSoftmax | AdaptiveSoftmax
-        self.embedding: Embedding | AdaptiveEmbedding
-        if settings.output == "adaptive":
-            self.output = AdaptiveSoftmax(width, counts, cutoffs=settings.cutoffs, shrink=settings.shrink)
-            self.embedding = (
-                AdaptiveEmbedding(self.output, dropout=settings.word_dropout)
-                if settings.tied
-                else Embedding(len(counts), width, dropout=settings.word_dropout)
-            )
+        self.embedding: Any
+        if settings.output == "adaptive" and settings.tied:
+            self.output = build_output(settings, width, counts)
+            self.embedding = AdaptiveEmbedding(self.output, dropout=settings.word_dropout)
         else:
-            self.embedding = Embedding(len(counts), width, dropout=settings.word_dropout)
-            self.output = FullSoftmax(width, counts, weight=self.embedding.weight if settings.tied else None)
+            self.embedding = _embedding(settings, vocabulary)
+            weight = self.embedding.weight if settings.tied else None
+            self.output = build_output(settings, width, counts, weight=weight)
         self.bridge = nn.Linear(found, width) if found != width else nn.Identity()
         self.output_norm = nn.LayerNorm(width) if settings.output_norm else nn.Identity()
         self.input_dropout = LockedDropout(settings.input_dropout or 0.0)
         self.output_dropout = LockedDropout(settings.output_dropout or 0.0)
 
-    def forward(self, batch: Batch, state: LMState | None = None) -> tuple[LossSum, LMState]:
-        """The training loss of a batch.
-
-        Args:
-            batch: ``inputs`` and ``targets [time, batch]``; with ``lengths [batch]`` where sequences end, or ``resets
-                [time, batch]`` where the state starts anew.
-            state: from the chunk before; ``None`` starts from zeros.
-
-        Returns:
-            The summed loss in nats over the valid targets, with their number, and the state to go on from.
-        """
-        hidden, state = self._read(batch.inputs, state, lengths=batch.lengths, resets=batch.resets)
-        targets = batch.targets
-        if batch.lengths is not None:
-            steps = torch.arange(len(targets), device=targets.device)[:, None]
-            valid = steps < batch.lengths.to(targets.device)
-            hidden, targets = hidden[valid], targets[valid]
-        return LossSum(self.output.loss(hidden, targets), targets.numel()), state
-
     def start(self, batch_size: int) -> LMState:
         """The state before anything was read."""
-        return LMState(self.recurrent.initial_state(batch_size))
+        words = self.output.hashed.start(batch_size) if self.settings.maxent_order else ()
+        return LMState(self.recurrent.initial_state(batch_size), words)
 
-    def step(self, tokens: Tensor, state: LMState) -> tuple[Tensor, LMState]:
-        """Read ``tokens [batch]``; log-probabilities ``[batch, vocabulary]`` of what follows.
-
-        A model whose lines are independent (``reset`` is ``lines``) forgets what was before a line end when it reads
-        one, as it did in training: so it writes line after line. :meth:`score` leaves resets to its caller.
-        """
-        if self.settings.reset == "lines":
-            state = LMState(map_state(state.recurrent, (tokens != LINE_END)[:, None].mul))
-        hidden, state = self._read(tokens[None], state)
-        return self.output.log_probs(hidden[0]), state
-
-    def score(self, inputs: Tensor, targets: Tensor, state: LMState) -> tuple[Tensor, LMState]:
-        """Log-probabilities ``[time, batch]`` of ``targets``, each after the inputs up to its own step."""
-        hidden, state = self._read(inputs, state)
-        return self.output.log_probs(hidden, targets), state
-
-    def select(self, state: LMState, rows: Tensor) -> LMState:
-        """The state of some rows of the batch, in the order of ``rows``."""
-        return LMState(map_state(state.recurrent, lambda value: value.index_select(-2, rows)))
-
-    def detach(self, state: LMState) -> LMState:
-        """The same state, cut off from the graph: gradients flow no further back (truncated BPTT)."""
-        return LMState(map_state(state.recurrent, Tensor.detach))
+    def read(self, inputs: Tensor, state: LMState, *, lengths: Tensor | None = None) -> tuple[Reading, LMState]:
+        """From tokens to the vectors that the output layer sees; see :meth:`NeuralLM.read`."""
+        vectors = self.input_dropout(self.embedding(inputs))  # [time, batch, embedding]
+        hidden, recurrent = self.recurrent(vectors, state.recurrent, lengths=lengths)
+        histories, words = None, state.words
+        if self.settings.maxent_order:
+            histories, words = self.output.hashed.histories(inputs, words)
+        hidden = self.output_dropout(self.output_norm(self.bridge(hidden)))
+        return Reading(hidden, histories), LMState(recurrent, words)
 
     def round_to_int8_(self) -> None:
         """Round the matrices of cells and output layer in place to what int8 can say, with a scale for each row.
@@ -168,37 +132,52 @@ class RecurrentLM(nn.Module):
         One step of a few rows then reads a quarter of the memory, which is what takes its time; it needs the compiled
         loops (:mod:`recurra.nn.native`). Longer texts are read by the same rounded weights, as floats.
         """
-        others = ("bridge.", "recurrent.weight_highway", *(() if self.settings.tied else ("embedding.",)))
+        others = [
+            "bridge.",
+            "recurrent.weight_highway",
+            "output.hashed.",
+            *([] if self.settings.tied else ["embedding."]),
+        ]
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2 and not name.startswith(others):
+            if parameter.dim() == 2 and not name.startswith(tuple(others)):
                 round_to_int8_(parameter)
 
-    def _read(
-        self, inputs: Tensor, state: LMState | None, *, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, LMState]:
-        vectors = self.input_dropout(self.embedding(inputs))  # [time, batch, embedding]
-        recurrent = state.recurrent if state is not None else self.recurrent.initial_state(inputs.shape[1])
-        if resets is None:
-            hidden, recurrent = self.recurrent(vectors, recurrent, lengths=lengths)
-        else:
-            # No state is reset within a segment, so that any kernel can run it.
-            starts = sorted({0, *resets.any(1).nonzero()[:, 0].tolist()})
-            pieces = []
-            for start, end in zip(starts, [*starts[1:], len(inputs)], strict=True):
-                kept = ~resets[start, :, None]  # [batch, 1]
-                recurrent = map_state(recurrent, kept.mul)
-                piece, recurrent = self.recurrent(vectors[start:end], recurrent)
-                pieces.append(piece)
-            hidden = torch.cat(pieces)
-        return self.output_dropout(self.output_norm(self.bridge(hidden))), LMState(recurrent)
+
+def _check(settings: RecurrentLMSettings) -> None:
+    """Refuse sizes that are still to be chosen, and tied weights where there are none to tie."""
+    missing = [
+        name for name in ("hidden_size", "layers", "embedding_size", "output") if getattr(settings, name) is None
+    ]
+    if missing:
+        raise UserError(f"settings still to be chosen: {', '.join(missing)}")
+    if settings.tied and settings.inputs != "words":
+        raise UserError(f"inputs {settings.inputs!r} has no weights to share with the output layer: give --no-tied")
+    if settings.tied and settings.output_size not in (None, settings.embedding_size):
+        raise UserError(
+            f"tied weights need as large an output_size as an embedding_size, {settings.embedding_size};"
+            f" got {settings.output_size}: give --no-tied"
+        )
 
 
-def map_state(state: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply ``function`` to every tensor of a state, keeping its tuples and named tuples."""
-    if isinstance(state, Tensor):
-        return function(state)
-    parts = [map_state(part, function) for part in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+def _embedding(settings: RecurrentLMSettings, vocabulary: Vocabulary) -> Any:
+    """From tokens to word vectors, by the word or by its spelling."""
+    width = settings.embedding_size
+    assert width is not None
+    if settings.inputs == "char-cnn":
+        filters = [(reach, count) for reach, count in enumerate(settings.filters, start=1) if count]
+        return CharacterCNN(
+            vocabulary.tokens,
+            width,
+            character_size=settings.character_size,
+            filters=filters,
+            highway_layers=settings.highway_layers,
+            dropout=settings.word_dropout,
+        )
+    if settings.inputs == "char-lstm":
+        return CharacterLSTM(
+            vocabulary.tokens, width, character_size=settings.character_size, dropout=settings.word_dropout
+        )
+    return Embedding(len(vocabulary), width, dropout=settings.word_dropout)
 
 
 def _stack(settings: RecurrentLMSettings) -> Any:

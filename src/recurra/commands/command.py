@@ -1,0 +1,52 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from recurra.config import ArgumentParser
+
+if TYPE_CHECKING:
+    from recurra.evaluation import Evaluation
+
+__all__ = ["Command", "complain", "loading_flags", "positive", "summary"]
+
+
+class Command(NamedTuple):
+    """A command: its one-line help, the flags it adds to a parser, and what it does."""
+
+    help: str
+    flags: Callable[[ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def complain(text: str, status: int) -> int:
+    """Say in one line what is wrong; returns the exit status."""
+    print(f"recurra: {' '.join(text.split())}", file=sys.stderr)
+    return status
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def loading_flags(parser: ArgumentParser) -> None:
+    """Flags of how a model is loaded."""
+    parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
+    parser.add_argument(
+        "--precision", choices=("float32", "int8"), default="float32", help="of the weights; int8: faster one by one"
+    )
+
+
+def summary(result: Evaluation) -> str:
+    """An evaluation in one line."""
+    return (
+        f"perplexity {result.perplexity:.2f}  bits/token {result.bits_per_token:.3f}  "
+        f"bits/character {result.bits_per_character:.3f}  ({result.tokens:,} tokens, {result.unknown_tokens:,} unknown)"
+    )
