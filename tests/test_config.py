@@ -293,3 +293,12 @@ def test_a_file_that_cannot_be_read(written, tmp_path):
     (tmp_path / "latin.toml").write_bytes(b'[model]\ncell = "\xe9"')
     with pytest.raises(UserError, match="not valid TOML"):
         read_file(tmp_path / "latin.toml")
+
+
+def test_a_base_gives_way_to_the_file_and_to_flags(tmp_path):
+    (tmp_path / "s.toml").write_text("[model]\nhidden_size = 20\n")
+    base = {"hidden_size": 10, "cell": "gru", "dropout": 0.5}
+    model = resolve(SECTIONS, base=base, file=tmp_path / "s.toml", flags={"cell": "rnn"})["model"]
+    assert (model.hidden_size, model.cell, model.dropout) == (20, "rnn", 0.5)
+    with pytest.raises(UserError, match="unknown setting `hidden_sizes`; did you mean `hidden_size`"):
+        resolve(SECTIONS, base={"hidden_sizes": 3})

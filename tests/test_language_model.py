@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+import tracemalloc
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import recurra
-from recurra.checkpoint import read_tensors, write_tensors
+from recurra.checkpoint import TYPES, read_tensors, write_tensors
 from recurra.config import UserError
+from recurra.files import written_whole
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.text.documents import Text
 from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
@@ -158,16 +164,46 @@ def test_what_cannot_be_loaded_is_said_in_one_line(damage, message, saved):
 def test_tensors_of_every_type_come_back(tmp_path):
     tensors = {
         "half": torch.randn(3, 2).to(torch.bfloat16),
+        "no half": torch.zeros(2, 0, dtype=torch.bfloat16),
         "scalar": torch.tensor(3.5, dtype=torch.float64),
         "empty": torch.zeros(0, 4),
         "whole": torch.arange(5),
         "across": torch.randn(4, 3).t(),
-    }
-    write_tensors(tmp_path / "t", tensors, {"note": "x"})
-    found, metadata = read_tensors(tmp_path / "t")
-    assert metadata == {"note": "x"}
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+        "repeated": torch.randn(1, 3).expand(2, 3),
+        "a parameter": torch.nn.Parameter(torch.randn(3)),
+    } | {str(dtype): torch.tensor([[0, 1, 1]]).to(dtype) for dtype in TYPES}
+    metadata = {"note": "x", "name": "Ω"}
+    write_tensors(tmp_path / "t", tensors, metadata)
+    for found, said in (read_tensors(tmp_path / "t"), (load_file(tmp_path / "t"), metadata)):  # and the library alone
+        assert said == metadata
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(found[name], tensor.detach(), rtol=0, atol=0)
+
+    write_tensors(tmp_path / "again", dict(reversed(tensors.items())), metadata)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "t").read_bytes()
+    write_tensors(tmp_path / "none", {}, {})
+    assert read_tensors(tmp_path / "none") == ({}, {})
+
+
+def test_tensors_are_written_from_where_they_lie(tmp_path, monkeypatch):
+    """No second copy: numpy's and Python's memory is traced, and what torch would allocate is shared with it."""
+    tensors = {"a": torch.zeros(1_000_000), "b": torch.zeros(500_000, 2, dtype=torch.bfloat16)}
+    lies = {tensor.data_ptr() for tensor in tensors.values()}
+    written = []
+
+    @contextlib.contextmanager
+    def watched(path, mode):
+        with written_whole(path, mode) as file:
+            yield SimpleNamespace(write=lambda content: (written.append(content), file.write(content)))
+
+    monkeypatch.setattr("recurra.checkpoint.written_whole", watched)
+    tracemalloc.start()
+    write_tensors(tmp_path / "t", tensors, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert {np.frombuffer(content, np.uint8).ctypes.data for content in written if len(content) > 1000} == lies
 
 
 @pytest.mark.parametrize("output", ["full", "adaptive"])
@@ -176,7 +212,7 @@ def test_int8_is_close_and_steps_agree_with_reading_at_once(cell, output, tmp_pa
     torch.manual_seed(0)
     tokenizer = build_tokenizer(Text.from_string(TEXT), TokenizerSettings(tokenizer="words"))
     settings = RecurrentLMSettings(
-        cell=cell, hidden_size=40, layers=2, embedding_size=33, output=output, cutoffs=(3, 5)
+        cell=cell, hidden_size=40, layers=2, embedding_size=33, output=output, tied=False, cutoffs=(3, 5)
     )
     recurra.LanguageModel(RecurrentLM(settings, tokenizer.vocabulary), tokenizer).save(tmp_path / "m")
     exact, small = (recurra.load(tmp_path / "m", precision=precision) for precision in ("float32", "int8"))

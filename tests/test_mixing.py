@@ -123,6 +123,44 @@ def test_what_cannot_be_mixed_is_said_in_one_line(models, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 6
 
 
+def test_a_mixture_cannot_take_the_place_of_a_part_of_its_parts(models, tmp_path):
+    recurra.load(models / "ngram").save(tmp_path / "part")
+    mix([tmp_path / "part"], tmp_path / "one", models / "valid.txt")
+    with pytest.raises(UserError, match="cannot take the place"):
+        mix([tmp_path / "one"], tmp_path / "part", models / "valid.txt", overwrite=True)
+    content = (tmp_path / "one" / "settings.json").read_text()
+    (tmp_path / "one" / "settings.json").write_text(content.replace("../part", "../one"))
+    with pytest.raises(UserError, match="a part of itself"):
+        recurra.load(tmp_path / "one")
+    for damaged in (content.replace('"weight": 1.0', '"weight": "a"'), content.replace('"../part"', "5")):
+        (tmp_path / "one" / "settings.json").write_text(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            recurra.load(tmp_path / "one")
+
+
+def test_a_cached_model_and_a_mixture_are_saved_anywhere(models, tmp_path):
+    text = (models / "test.txt").read_text()
+    cached = recurra.load(models / "lstm").with_cache(20, theta=0.1, weight=0.2)
+    cached.save(tmp_path / "deep" / "down" / "cached")
+    assert recurra.load(tmp_path / "deep" / "down" / "cached").perplexity(text) == cached.perplexity(text)
+    bare = recurra.LanguageModel(recurra.load(models / "lstm").model, cached.tokenizer)
+    with pytest.raises(UserError, match="save the models first"):
+        bare.with_cache(20, theta=0.1, weight=0.2).save(tmp_path / "x")
+
+
+def test_a_mixture_replaces_all_of_a_model(models, tmp_path):
+    recurra.load(models / "ngram").save(tmp_path / "m")
+    mix([models / "lstm"], tmp_path / "m", models / "valid.txt", overwrite=True)
+    assert not (tmp_path / "m" / "weights.safetensors").exists()
+
+
+def test_ngrams_in_an_arpa_file_are_mixed_too(models, tmp_path):
+    assert main(["convert", str(models / "ngram"), str(tmp_path / "n.arpa")]) == 0
+    mix([tmp_path / "n.arpa"], tmp_path / "m", models / "valid.txt")
+    mixed = mix([tmp_path / "m", models / "lstm"], tmp_path / "all", models / "valid.txt")
+    assert recurra.load(tmp_path / "all").perplexity("the cat\n") == mixed.perplexity("the cat\n")
+
+
 def test_a_part_that_is_gone_is_named(models, tmp_path):
     recurra.load(models / "lstm").save(tmp_path / "part")
     mix([tmp_path / "part", models / "ngram"], tmp_path / "m", models / "valid.txt")

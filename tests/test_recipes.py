@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,44 @@ def test_odd_values_are_one_line(flags, text, tmp_path, capsys):
     assert status == 2
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if not line.startswith("reading")]) == 1
+
+
+def test_a_preset_is_below_the_file_and_the_flags(text, tmp_path):
+    (tmp_path / "s.toml").write_text("[model]\nlayers = 3\n[training]\nlearning_rate = 0.05\n")
+    options = {"preset": "lstm-8192-1024", "scale": 1 / 256, "config": tmp_path / "s.toml", "max_steps": 2}
+    recurra.train_lm(
+        text, tmp_path / "m", **options, tokenizer="whitespace", batch_size=2, learning_rate=0.01, samples=2
+    )
+    settings = json.loads((tmp_path / "m" / "settings.json").read_text())
+    assert settings["model"]["hidden_size"] == 32
+    assert settings["model"]["projection_size"] == 4
+    assert settings["model"]["layers"] == 3
+    assert settings["training"]["optimizer"] == "adagrad"
+    assert settings["training"]["learning_rate"] == 0.01
+
+
+def test_a_preset_cannot_change_on_resuming(text, tmp_path):
+    options = {"tokenizer": "whitespace", "max_steps": 2, "batch_size": 2, "chunk_length": 5, "samples": 2}
+    recurra.train_lm(text, tmp_path / "m", preset="lstm-2048-512", scale=1 / 128, **options)
+    again = {**options, "max_steps": 4, "resume": True}
+    assert recurra.train_lm(directory=tmp_path / "m", preset="lstm-2048-512", scale=1 / 128, **again).evaluations
+    with pytest.raises(UserError, match="_size cannot change"):
+        recurra.train_lm(directory=tmp_path / "m", preset="lstm-2048-512", scale=1 / 64, **again)
+    with pytest.raises(UserError, match="'ngram' is the kind of preset"):
+        recurra.train_lm(directory=tmp_path / "m", preset="kneser-ney-5", kind="lm", resume=True)
+
+
+def test_what_was_converted_cannot_be_resumed(text, tmp_path):
+    recurra.train_lm(text, tmp_path / "m", kind="ngram", tokenizer="whitespace", order=2, discount_fallback=True)
+    recurra.load(tmp_path / "m").save(tmp_path / "copy")
+    with pytest.raises(UserError, match="not trained there"):
+        recurra.train_lm(directory=tmp_path / "copy", resume=True)
+
+
+def test_counting_is_for_one_process(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("recurra.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="without torchrun"):
+        recurra.train_lm(text, tmp_path / "m", kind="ngram")
 
 
 def test_swatches_of_another_encoding_are_one_line(tmp_path, capsys):

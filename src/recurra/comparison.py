@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -11,25 +12,37 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from recurra.checkpoint import SETTINGS, WEIGHTS, write_json
+from recurra import distributed
+from recurra.checkpoint import SETTINGS, WEIGHTS, read_json, write_json
 from recurra.config import UserError
 from recurra.evaluation import Evaluation
 from recurra.files import written_whole
-from recurra.language_model import load
 from recurra.mixing import mix
 from recurra.models.kinds import KINDS
 from recurra.plotting import bars
 from recurra.presets import PRESETS
 from recurra.recipes import train_lm
 from recurra.text.batches import TokenStream
+from recurra.text.corpora import CorpusSettings, open_corpus
+from recurra.text.tokenizer import TokenizerSettings
 from recurra.training import Diverged, TrainingSettings, Watcher
 
 __all__ = ["SYSTEMS", "Comparison", "Row", "System", "compare"]
 
-TRAINING = {each.name for each in fields(TrainingSettings)}
-# What depends on the size of the corpus and is settled from it: published values are for a vocabulary of 793,471 words
-# and for a text of a billion, read a few times at the most.
-SETTLED = {"lm": ("samples", "input_dropout", "dropout", "output_dropout"), "window": ("samples",), "maxent": ()}
+ROW, RESULTS = "row.json", "results.json"  # in the folder of each system: what it is, and what became of it
+# What is not taken from a preset, for any system: how its weights move, and what depends on the size of the corpus. The
+# published values are for weeks on a text of a billion words; ten minutes are best used in the same way by all.
+EQUAL = {
+    "optimizer": "adam",
+    "learning_rate": None,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "clip_norm": None,
+    "average": 0.0,
+    "batch_size": None,
+    "chunk_length": 35,
+}
+SETTLED = ("samples", "input_dropout", "dropout", "output_dropout")
 CACHE = 2000  # words of the cache beside the models of the second mixture
 
 
@@ -41,28 +54,46 @@ class System:
         name: of the row and of the folder that its model goes to.
         preset: what it is, of :data:`recurra.presets.PRESETS`; without one it is what Recurra chooses by itself.
         scale: of the preset's sizes.
-        settings: those that win over the preset's. What is named in :data:`SETTLED` is not taken from the preset.
+        settings: those that win over the preset's. What :data:`EQUAL` and :data:`SETTLED` name is not the preset's.
+        title: what the table calls it, where it is not the published system.
     """
 
     name: str
     preset: str | None = None
     scale: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    title: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which of :data:`recurra.models.kinds.KINDS` it is."""
+        return PRESETS[self.preset].kind if self.preset else "lm"
+
+    def heading(self) -> dict[str, Any]:
+        """How its row begins: name, title, and the published number if it is the published system."""
+        preset = PRESETS[self.preset] if self.preset else None
+        if preset is None or self.title is not None:
+            return {"name": self.name, "title": self.title or self.name}
+        return {"name": self.name, "title": preset.title, "published": preset.published}
 
 
 SYSTEMS = (
-    System("kneser-ney-5", "kneser-ney-5"),
-    System("fixed-window", "fixed-window"),
+    System("kneser-ney-5", "kneser-ney-5", settings={"discount_fallback": True}),
+    System("sparse-nonnegative-matrix", "sparse-nonnegative-matrix"),
+    System("fixed-window", "fixed-window", 4, {"embedding_size": 128, "output": "adaptive"}),
+    System("rnn-1024", "rnn-1024-maxent-9", 1 / 4, {"maxent_order": 0}, "RNN-1024 without the n-grams"),
     System("rnn-1024-maxent-9", "rnn-1024-maxent-9", 1 / 4),
     System("rnn-2048-blackout", "rnn-2048-blackout", 1 / 8),
-    System("sparse-nonnegative-matrix", "sparse-nonnegative-matrix"),
     System("lstm-2048-512", "lstm-2048-512", 1 / 4),
     System("lstm-8192-1024", "lstm-8192-1024", 1 / 8),
     System("lstm-8192-1024-char-cnn", "lstm-8192-1024-char-cnn", 1 / 8),
     System("adaptive-lstm-2048", "adaptive-lstm-2048", 1 / 4),
     System("adaptive-2-layer-lstm-2048", "adaptive-2-layer-lstm-2048", 1 / 4),
-    System("rnn", settings={"cell": "rnn"}),
-    System("recurra"),
+    System("recurra", title="what `recurra train lm` chooses"),
+)
+MIXTURES = (
+    System("mixture", title="mixture of all"),
+    System("mixture-cache", settings={"cache": CACHE}, title=f"mixture of all, caches of {CACHE:,} words"),
 )
 
 
@@ -116,7 +147,9 @@ def compare(
     """Train and evaluate every system on a corpus, mix them, and write a table and a picture.
 
     A row that is there already is not made again, and a run that was stopped goes on: call it with the same arguments.
-    ``table.md``, ``table.json`` and ``table.png`` are written after each row; each model stays in its folder.
+    ``table.md``, ``table.json`` and ``table.png`` are written after each row, with all rows there are; each model stays
+    in its folder. A system that cannot be trained on the corpus has a row that says why; to try again, delete its
+    folder.
 
     Args:
         corpus: what to train on; see :func:`recurra.text.corpora.open_corpus`.
@@ -136,143 +169,184 @@ def compare(
     for name in systems or ():
         if name not in known:
             raise UserError(f"unknown system {name!r}; there are {', '.join(known)}")
-    chosen = [system for system in SYSTEMS if systems is None or system.name in systems]
-    protocol = {"corpus": str(corpus), "minutes": minutes, "scale": scale, **_plain(settings)}
-    _check_protocol(directory, protocol)
-    rows: list[Row] = []
-    for system in chosen:
-        say(f"--- {system.name}")
-        row, stopped = _row(system, corpus, directory / system.name, minutes, scale, watch, say, settings)
-        if stopped:
-            return Comparison(rows, stopped)
-        rows.append(row)
-        _write(directory, protocol, rows)
-    whole = [row.name for row in rows if row.problem is None]
-    for name, title, cache in (
-        ("mixture", "Mixture of all", 0),
-        ("mixture-cache", "Mixture of all, with caches", CACHE),
-    ):
-        if len(whole) > 1:
-            say(f"--- {name}")
-            rows.append(_mixed(name, title, [directory / each for each in whole], directory / name, cache, say))
-            _write(directory, protocol, rows)
-    return Comparison(rows)
-
-
-def _check_protocol(directory: Path, protocol: Mapping[str, Any]) -> None:
-    """Rows of one table are made alike: refuse to go on in a folder with another protocol."""
-    path = directory / "protocol.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in {**before, **protocol} if before.get(name) != protocol.get(name)]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"{directory}: its rows were made with {name} {before.get(name)}, not {protocol.get(name)}; choose"
-                " another folder with -o"
-            )
-    elif directory.exists() and any(directory.iterdir()):
+    if not 0 < minutes < math.inf or not 0 < scale < math.inf:
+        raise UserError(f"expected minutes and a scale above 0, got {minutes} minutes and a scale of {scale}")
+    if distributed.world_size() > 1:
+        raise UserError("systems are compared by one process: run the command without torchrun")
+    if directory.exists() and any(directory.iterdir()) and not any(directory.glob(f"*/{ROW}")):
         raise UserError(f"{directory}: holds something that is no comparison; choose another folder with -o")
-    else:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, protocol)
+    shared = {each.name for cls in (CorpusSettings, TokenizerSettings, TrainingSettings) for each in fields(cls)}
+    if strange := [name for name in settings if name not in shared]:
+        raise UserError(f"{strange[0]}: expected a setting of corpus, tokenizer or training, for all systems alike")
+    settings = json.loads(json.dumps(settings, default=str))
+    protocol = {"corpus": str(corpus), "text": _digest(corpus, settings), "minutes": minutes, "scale": scale}
+    run = _Run(corpus, directory, {**protocol, "settings": settings}, watch, say)
+    for system in SYSTEMS:
+        if systems is None or system.name in systems:
+            say(f"--- {system.name}")
+            stopped = run.make(system)
+            run.write()
+            if stopped:
+                return Comparison(run.rows(), stopped)
+    for mixture in MIXTURES:
+        if len(run.whole()) > 1:
+            say(f"--- {mixture.name}")
+            run.mix(mixture)
+            run.write()
+    return Comparison(run.rows())
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return plain
+def _digest(corpus: str | Path, settings: Mapping[str, Any]) -> str:
+    """SHA-256 of all parts of a corpus; rows of one table are made of the same text.
+
+    Raises:
+        UserError: it cannot be read, or read twice, or has no part to validate or test on.
+    """
+    if str(corpus) == "-":
+        raise UserError("standard input can be read once, and every system reads the corpus: give a file")
+    known = {each.name for each in fields(CorpusSettings)}
+    opened = open_corpus(corpus, CorpusSettings(**{name: settings[name] for name in settings if name in known}))
+    digest = hashlib.sha256()
+    for split in ("train", "valid", "test"):
+        text = getattr(opened, split)
+        if text is None:
+            raise UserError(f"{corpus}: has no {split} text, and the table needs it; leave --{split}-fraction above 0")
+        for line in text.lines():
+            digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
-def _row(
-    system: System,
-    corpus: str | Path,
-    folder: Path,
-    minutes: float,
-    scale: float,
-    watch: Watcher | None,
-    say: Callable[[str], None],
-    settings: Mapping[str, Any],
-) -> tuple[Row, signal.Signals | None]:
-    """The row of a system: read where it is done, made or gone on with where it is not."""
-    preset = PRESETS[system.preset] if system.preset else None
-    about: dict[str, Any] = {
-        "name": system.name,
-        "title": preset.title if preset else system.name,
-        "published": preset.published if preset else None,
-    }
-    if not (folder / "results.json").exists():
-        kind = preset.kind if preset else "lm"
-        given = dict(settings)
-        if KINDS[kind].counted:
-            given = {name: value for name, value in given.items() if name not in TRAINING}
+class _Run:
+    """One comparison: what is in its folder, and what is still to be made."""
+
+    def __init__(
+        self,
+        corpus: str | Path,
+        directory: Path,
+        protocol: Mapping[str, Any],
+        watch: Watcher | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.corpus, self.directory, self.protocol, self.watch, self.say = corpus, directory, protocol, watch, say
+
+    def make(self, system: System) -> signal.Signals | None:
+        """Train a system where its row is not there yet; returns the signal that stopped it, if one did."""
+        folder = self.directory / system.name
+        identity = self._identity(system)
+        if (folder / ROW).exists():
+            about = read_json(folder / ROW)
+            self._check(system.name, about, identity)
+            if "problem" in about or (folder / RESULTS).exists():
+                return None
         else:
-            given |= {"max_minutes": minutes, **dict.fromkeys(SETTLED[kind])}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / ROW, identity)
         try:
             outcome = train_lm(
-                corpus,
+                self.corpus,
                 folder,
                 preset=system.preset,
-                scale=scale * system.scale if preset else 1.0,
+                scale=self.protocol["scale"] * system.scale if system.preset else 1.0,
                 resume=(folder / SETTINGS).exists(),
-                watch=watch,
-                say=say,
-                **{**given, **system.settings},
+                watch=self.watch,
+                say=self.say,
+                **self._settings(system),
             )
-        except Diverged as error:
-            return Row(**about, problem=str(error)), None
-        if outcome.stopped:
-            return Row(**about), outcome.stopped
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    seconds, tokens = results["training_seconds"], results["training_tokens"]
-    return (
-        Row(
-            **about,
-            valid=results["valid"]["perplexity"],
-            test=results["test"]["perplexity"],
-            parameters=results["parameters"],
-            training_seconds=seconds,
-            words_per_second=tokens / seconds if seconds else None,
-            size_bytes=(folder / WEIGHTS).stat().st_size,
-        ),
-        None,
-    )
+        except (Diverged, UserError) as error:
+            self.say(str(error))
+            write_json(folder / ROW, {**identity, "problem": " ".join(str(error).split())})
+            return None
+        return outcome.stopped
 
-
-def _mixed(name: str, title: str, models: Sequence[Path], folder: Path, cache: int, say: Callable[[str], None]) -> Row:
-    streams = {split: TokenStream.open(models[0] / "training" / split) for split in ("valid", "test")}
-    if not (folder / SETTINGS).exists():
-        mix(models, folder, streams["valid"], cache=cache, say=say)
-    path = folder / "results.json"
-    if not path.exists():
-        lm = load(folder)
+    def mix(self, mixture: System) -> None:
+        """Mix all models there are, and evaluate the mixture, unless this very mixture is there."""
+        folder, models = self.directory / mixture.name, [self.directory / name for name in self.whole()]
+        identity = {**self._identity(mixture), "models": [model.name for model in models]}
+        if (folder / RESULTS).exists() and read_json(folder / ROW) == identity:
+            return
+        streams = {split: TokenStream.open(models[0] / "training" / split) for split in ("valid", "test")}
+        (folder / RESULTS).unlink(missing_ok=True)
+        lm = mix(models, folder, streams["valid"], cache=mixture.settings.get("cache", 0), overwrite=True, say=self.say)
         evaluations: dict[str, Evaluation] = {}
         for split, stream in streams.items():
-            say(f"evaluating on {split}: {len(stream):,} tokens")
+            self.say(f"evaluating on {split}: {len(stream):,} tokens")
             evaluations[split] = lm.evaluate(stream)
         found = {split: evaluation.to_mapping() for split, evaluation in evaluations.items()}
-        write_json(path, {"parameters": lm.model.parameters_count, **found})
-    results = json.loads(path.read_text(encoding="utf-8"))
+        write_json(folder / ROW, identity)
+        write_json(folder / RESULTS, {"parameters": lm.model.parameters_count, **found})
+
+    def whole(self) -> list[str]:
+        """Names of the systems that are there."""
+        return [system.name for system in SYSTEMS if (self.directory / system.name / RESULTS).exists()]
+
+    def rows(self) -> list[Row]:
+        """A row for every system and mixture that is there, or that failed."""
+        found = []
+        for system in (*SYSTEMS, *MIXTURES):
+            folder = self.directory / system.name
+            if (folder / RESULTS).exists():
+                found.append(_row(system, folder))
+            elif (folder / ROW).exists() and "problem" in (about := read_json(folder / ROW)):
+                found.append(Row(**system.heading(), problem=about["problem"]))
+        return found
+
+    def write(self) -> None:
+        """Table and picture of the rows so far."""
+        rows = self.rows()
+        write_json(self.directory / "table.json", {"protocol": self.protocol, "rows": [asdict(row) for row in rows]})
+        with written_whole(self.directory / "table.md") as file:
+            file.write(table(rows, str(self.corpus)))
+        numbers = [(row.name, row.test) for row in rows if row.test is not None and math.isfinite(row.test)]
+        with suppress(UserError):  # without matplotlib there is no picture
+            bars(numbers, self.directory / "table.png", label=f"test perplexity, {self.corpus}")
+
+    def _settings(self, system: System) -> dict[str, Any]:
+        """What a system is trained with, beside its preset."""
+        given = dict(self.protocol["settings"])
+        if KINDS[system.kind].counted:
+            own = {each.name for each in fields(TrainingSettings)}
+            return {**{name: value for name, value in given.items() if name not in own}, **system.settings}
+        model = {each.name for each in fields(KINDS[system.kind].settings)}
+        settled = {name: None for name in SETTLED if name in model}
+        minutes = {"max_minutes": self.protocol["minutes"]}
+        return {**EQUAL, **settled, **given, **minutes, **system.settings}
+
+    def _identity(self, system: System) -> dict[str, Any]:
+        """All that a row depends on, as JSON gives it back."""
+        made: dict[str, Any] = json.loads(
+            json.dumps({"protocol": self.protocol, "system": asdict(system)}, default=str)
+        )
+        return made
+
+    def _check(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse a row that was made in another way: rows of one table are alike."""
+        for part in ("protocol", "system"):
+            old, new = before.get(part, {}), now[part]
+            changed = next((key for key in new if old.get(key) != new[key]), None)
+            if changed:
+                raise UserError(
+                    f"{self.directory}: the row of {name} was made with {changed} {old.get(changed)}, not"
+                    f" {new[changed]}; choose another folder with -o, or delete {self.directory / name}"
+                )
+
+
+def _row(system: System, folder: Path) -> Row:
+    results = read_json(folder / RESULTS)
+    seconds, tokens = results.get("training_seconds"), results.get("training_tokens")
+    weights = folder / WEIGHTS
     return Row(
-        name=name,
-        title=title,
+        **system.heading(),
         valid=results["valid"]["perplexity"],
         test=results["test"]["perplexity"],
         parameters=results["parameters"],
+        training_seconds=seconds,
+        words_per_second=tokens / seconds if seconds and tokens else None,
+        size_bytes=weights.stat().st_size if weights.exists() else None,
     )
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def _write(directory: Path, protocol: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Table and picture of the rows so far."""
-    write_json(directory / "table.json", {"protocol": protocol, "rows": [asdict(row) for row in rows]})
-    with written_whole(directory / "table.md") as file:
-        file.write(table(rows, str(protocol["corpus"])))
-    found = [(row.name, row.test) for row in rows if row.test is not None and math.isfinite(row.test)]
-    with suppress(UserError):  # without matplotlib there is no picture
-        bars(found, directory / "table.png", label=f"test perplexity, {protocol['corpus']}")
 
 
 def table(rows: Sequence[Row], corpus: str) -> str:

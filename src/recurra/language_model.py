@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+import torch
+from torch import nn
 
 from recurra import distributed
 from recurra.checkpoint import (
@@ -22,7 +25,7 @@ from recurra.checkpoint import (
     write_tensors,
 )
 from recurra.config import UserError, from_mapping, to_mapping
-from recurra.evaluation import Evaluation, evaluate, surprisals
+from recurra.evaluation import Evaluation, Offsets, evaluate, surprisals
 from recurra.generation import (
     Generated,
     GenerationSettings,
@@ -38,16 +41,17 @@ from recurra.models.kinds import KINDS
 from recurra.models.mixture import Mixture
 from recurra.models.neural import NeuralLM
 from recurra.models.neural_cache import NeuralCache, tune
-from recurra.models.protocol import StoredModel
+from recurra.models.protocol import LanguageModelProtocol, StoredModel
 from recurra.models.recurrent_lm import RecurrentLM
 from recurra.nn import native
 from recurra.text.batches import ContiguousStreams, TokenStream
 from recurra.text.tokenizer import Tokenizer, WordTokenizer, tokenizer_from_mapping
-from recurra.text.vocabulary import LINE_END, Vocabulary
+from recurra.text.vocabulary import LINE_END
 
-__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "load"]
+__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "load", "reset_starts"]
 
 SAMPLE_ROWS, SAMPLE_STEPS, SAMPLE_BATCHES = 20, 35, 50  # what gradients are known from before dynamic evaluation
+COUNTED_ROWS = 256  # lines that a model of counts reads side by side: searching a table is faster for many at once
 MIXTURE = "mixture"  # the kind of a directory that names others
 
 _log = logging.getLogger(__name__)
@@ -64,9 +68,16 @@ class CacheSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Component:
-    """A model of a mixture: its folder, seen from the mixture's; its weight; the cache beside it, if there is one."""
+    """A model of a mixture.
 
-    directory: str
+    Attributes:
+        path: its folder, or its ARPA file; absolute, and on disk as it is seen from the mixture's folder. None for a
+            model that was never saved.
+        weight: its share.
+        cache: the cache beside it, if there is one.
+    """
+
+    path: Path | None
     weight: float
     cache: CacheSettings | None = None
 
@@ -78,35 +89,57 @@ class MixtureSettings:
     components: tuple[Component, ...]
     reset: str
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        return dataclasses.asdict(self)
+    def to_mapping(self, directory: Path) -> dict[str, Any]:
+        """Return it as JSON holds it, in ``directory``.
+
+        Raises:
+            UserError: a component was never saved.
+        """
+        components = []
+        for each in self.components:
+            if each.path is None:
+                raise UserError("a mixture names the folders of its models: save the models first")
+            path = os.path.relpath(each.path, directory.resolve())
+            cache = None if each.cache is None else vars(each.cache)
+            components.append({"path": path, "weight": each.weight, "cache": cache})
+        return {"components": components, "reset": self.reset}
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> MixtureSettings:
-        """Turn what :meth:`to_mapping` returned back; KeyError or TypeError where it is something else."""
-        components = [
-            Component(**{**part, "cache": None if part["cache"] is None else CacheSettings(**part["cache"])})
-            for part in mapping["components"]
-        ]
-        return cls(components=tuple(components), reset=mapping["reset"])
+    def from_mapping(cls, mapping: Mapping[str, Any], directory: Path) -> MixtureSettings:
+        """Turn what :meth:`to_mapping` returned back.
+
+        Raises:
+            UserError, KeyError, TypeError: it is something else.
+        """
+        components = []
+        for part in mapping["components"]:
+            cache = None if part["cache"] is None else from_mapping(CacheSettings, part["cache"], "cache")
+            path = (directory / part["path"]).resolve()
+            components.append(Component(path=path, weight=float(part["weight"]), cache=cache))
+        return cls(components=tuple(components), reset=str(mapping["reset"]))
 
 
 class SavedMixture(Mixture):
-    """A mixture of models that are saved elsewhere: it has settings, and no tensors of its own."""
+    """A mixture of models that are saved elsewhere, with the settings it was made with."""
 
-    def __init__(self, models: Sequence[StoredModel | NeuralCache], settings: MixtureSettings, parameters: int) -> None:
+    def __init__(
+        self, models: Sequence[LanguageModelProtocol], settings: MixtureSettings, parameters_count: int
+    ) -> None:
         super().__init__(models, [component.weight for component in settings.components])
-        self.settings, self.parameters_count = settings, parameters
+        self.settings, self.parameters_count = settings, parameters_count
 
-    def tensors(self) -> dict[str, Tensor]:
-        """None: they are those of its models."""
-        return {}
+    def paths(self) -> Iterator[Path | None]:
+        """Where its models are, and theirs if they are mixtures too."""
+        for component, model in zip(self.settings.components, self.models, strict=True):
+            yield component.path
+            inner = model.model if isinstance(model, NeuralCache) else model
+            if isinstance(inner, SavedMixture):
+                yield from inner.paths()
 
-    @classmethod
-    def from_tensors(cls, settings: Any, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]) -> Self:
-        """Mixtures are put together by :func:`assemble`."""
-        raise NotImplementedError
+
+def reset_starts(stream: TokenStream, reset: str) -> Offsets:
+    """Offsets of the tokens before which a model starts anew: ``none`` (but the first), ``documents`` or ``lines``."""
+    return {"none": np.zeros(1, np.int64), "documents": stream.document_starts, "lines": stream.line_starts}[reset]
 
 
 def assemble(settings: MixtureSettings, parts: Sequence[LanguageModel]) -> LanguageModel:
@@ -115,8 +148,8 @@ def assemble(settings: MixtureSettings, parts: Sequence[LanguageModel]) -> Langu
         part.model if component.cache is None else NeuralCache(part.model, **vars(component.cache))
         for component, part in zip(settings.components, parts, strict=True)
     ]
-    parameters = sum(part.model.parameters_count for part in parts)
-    return LanguageModel(SavedMixture(models, settings, parameters), parts[0].tokenizer, MIXTURE)
+    mixture = SavedMixture(models, settings, sum(part.model.parameters_count for part in parts))
+    return LanguageModel(mixture, parts[0].tokenizer, MIXTURE, counted=all(part.counted for part in parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +159,10 @@ class LanguageModel:
     Attributes:
         model: follows the protocol that every language model follows.
         tokenizer: turns text into ids and back.
-        kind: which of :data:`recurra.models.kinds.KINDS` it is.
+        kind: which of :data:`recurra.models.kinds.KINDS` it is, or ``mixture``.
         settings: every other setting it was made with, by section, for the record.
+        path: the folder or file that it was read from.
+        counted: it is made of counts, and starts anew at every line end by itself, whoever reads with it.
 
     Example:
         >>> lm = recurra.load("my-model")
@@ -136,10 +171,12 @@ class LanguageModel:
         >>> lm.generate("It was", max_tokens=50, seed=1)[0].text
     """
 
-    model: StoredModel
+    model: StoredModel | SavedMixture
     tokenizer: Tokenizer
     kind: str = "lm"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    path: Path | None = None
+    counted: bool = False
 
     def __post_init__(self) -> None:
         words = len(self.tokenizer.vocabulary)
@@ -147,6 +184,10 @@ class LanguageModel:
             raise UserError(
                 f"the vocabulary has {words} tokens, the model {self.model.vocabulary_size}: they do not fit together"
             )
+
+    def parts(self) -> list[Path | None]:
+        """Where the models of a mixture are; none for any other model."""
+        return list(self.model.paths()) if isinstance(self.model, SavedMixture) else []
 
     # ---- on disk --------------------------------------------------------------------------------------------------
 
@@ -158,14 +199,24 @@ class LanguageModel:
         self.save_weights(directory)
 
     def save_settings(self, directory: Path) -> None:
-        """Write all but the weights."""
+        """Write all but the weights.
+
+        Raises:
+            UserError: a mixture that would take the place of a model it is made of, or one that was never saved.
+        """
+        if directory.resolve() in self.parts():
+            raise UserError(
+                f"{directory}: the mixture cannot take the place of what it is made of; choose another folder"
+            )
         own = self.model.settings
-        model = own.to_mapping() if isinstance(own, MixtureSettings) else to_mapping(own)
+        model = own.to_mapping(directory) if isinstance(own, MixtureSettings) else to_mapping(own)
         content = {**self.settings, "model": model, "tokenizer": self.tokenizer.to_mapping()}
         write_settings(directory, self.kind, content)
 
     def save_weights(self, directory: Path) -> None:
-        """Write the weights."""
+        """Write the weights; a mixture has none of its own."""
+        if isinstance(self.model, SavedMixture):
+            return
         metadata = {"vocabulary": self.tokenizer.vocabulary.digest()}
         write_tensors(directory / WEIGHTS, self.model.tensors(), metadata)
 
@@ -184,41 +235,14 @@ class LanguageModel:
         """
         if precision not in ("float32", "int8"):
             raise UserError(f"precision: expected float32 or int8, got {precision!r}")
-        directory = Path(directory)
-        if directory.is_file():
-            return _load_arpa(directory)
-        content = read_settings(directory)
-        name = content.pop("kind")
-        if name == MIXTURE and precision == "float32":
-            return _load_mixture(directory, content, device)
-        if name not in KINDS and name != MIXTURE:
-            raise CheckpointError(f"{directory}: holds a model of kind {name!r}, expected one of {', '.join(KINDS)}")
-        if precision == "int8" and name != "lm":
-            raise UserError(f"{directory}: int8 is for recurrent models, this is of kind {name!r}")
-        kind = KINDS[name]
-        where = str(directory / SETTINGS)
-        try:
-            tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
-            settings = from_mapping(kind.settings, content.pop("model"), where)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{where}: damaged ({error!r}); restore it or train again") from error
-        path = directory / WEIGHTS
-        tensors, metadata = read_tensors(path, verify=not kind.counted)
-        if metadata.get("vocabulary") != tokenizer.vocabulary.digest():
-            raise CheckpointError(f"{path}: belongs to another vocabulary than the one in {where}")
-        try:
-            model = kind.model.from_tensors(settings, tokenizer.vocabulary, tensors)
-        except UserError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        if isinstance(model, nn.Module):
-            model.to(distributed.choose_device(device)).eval()
+        lm = _load(Path(directory), distributed.choose_device(device), ())
         if precision == "int8":
-            assert isinstance(model, RecurrentLM)
-            model.round_to_int8_()
+            if not isinstance(lm.model, RecurrentLM):
+                raise UserError(f"{directory}: int8 is for recurrent models, this is of kind {lm.kind!r}")
+            lm.model.round_to_int8_()
             if not native.available():
                 _log.warning("int8 weights are no faster here: there are no compiled loops (%s)", native.why_not())
-        del content["format"]
-        return cls(model, tokenizer, name, content)
+        return lm
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -231,6 +255,8 @@ class LanguageModel:
             options: for :func:`recurra.evaluation.evaluate`.
         """
         stream = self._tokens(text)
+        if self.counted:
+            options.setdefault("batch_size", COUNTED_ROWS)
         return evaluate(
             self.model,
             stream.tokens,
@@ -293,16 +319,19 @@ class LanguageModel:
         Raises:
             UserError: neither or both ways of saying theta and weight.
         """
+        # Counts forget at line ends by themselves; the cache beside them goes on.
+        reset = "none" if self.counted else self.model.settings.reset
         if tuned_on is not None and theta is weight is None:
-            tuned = tune(self.model, self._tokens(tuned_on).tokens, size=size)
+            stream = self._tokens(tuned_on)
+            tuned = tune(self.model, stream.tokens, size=size, starts=reset_starts(stream, reset))
             theta, weight = tuned.theta, tuned.weight
         elif tuned_on is not None or theta is None or weight is None:
             raise UserError("a cache needs both theta and weight, or a text to choose them on: give one or the other")
         settings = MixtureSettings(
             components=(
-                Component(directory=".", weight=1.0, cache=CacheSettings(size=size, theta=theta, weight=weight)),
+                Component(path=self.path, weight=1.0, cache=CacheSettings(size=size, theta=theta, weight=weight)),
             ),
-            reset=self.model.settings.reset,
+            reset=reset,
         )
         return assemble(settings, [self])
 
@@ -361,21 +390,54 @@ class LanguageModel:
         return stream
 
 
-def _load_mixture(directory: Path, content: dict[str, Any], device: str | None) -> LanguageModel:
+def _load(path: Path, device: torch.device, within: tuple[Path, ...]) -> LanguageModel:
+    """Read a model from a folder or an ARPA file; ``within`` are the mixtures that it is a part of."""
+    if path.is_file():
+        return _load_arpa(path)
+    content = read_settings(path)
+    name = content.pop("kind")
+    del content["format"]
+    if name == MIXTURE:
+        return _load_mixture(path, content, device, within)
+    if name not in KINDS:
+        raise CheckpointError(f"{path}: holds a model of kind {name!r}, expected one of {', '.join(KINDS)}")
+    kind = KINDS[name]
+    where = str(path / SETTINGS)
     try:
-        settings = MixtureSettings.from_mapping(content["model"])
+        tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
+        settings = from_mapping(kind.settings, content.pop("model"), where)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: damaged ({error!r}); restore it or train again") from error
+    tensors, metadata = read_tensors(path / WEIGHTS, verify=not kind.counted)
+    if metadata.get("vocabulary") != tokenizer.vocabulary.digest():
+        raise CheckpointError(f"{path / WEIGHTS}: belongs to another vocabulary than the one in {where}")
+    try:
+        model = kind.model.from_tensors(settings, tokenizer.vocabulary, tensors)
+    except UserError as error:
+        raise CheckpointError(f"{path / WEIGHTS}: {error}") from error
+    if isinstance(model, nn.Module):
+        model.to(device).eval()
+    return LanguageModel(model, tokenizer, name, content, path.resolve(), kind.counted)
+
+
+def _load_mixture(path: Path, content: dict[str, Any], device: torch.device, within: tuple[Path, ...]) -> LanguageModel:
+    own = path.resolve()
+    if own in within:
+        raise CheckpointError(f"{path}: is a mixture that is a part of itself; mix the models again")
+    try:
+        settings = MixtureSettings.from_mapping(content["model"], own)
         tokens = content["tokenizer"]["vocabulary"]["tokens"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / SETTINGS}: damaged ({error!r}); mix the models again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / SETTINGS}: damaged ({error}); mix the models again") from error
     parts = []
     for component in settings.components:
-        path = directory / component.directory
-        if not (path / SETTINGS).exists():
-            raise CheckpointError(f"{directory}: is a mixture of {path} too, which is not there; mix the models again")
-        parts.append(LanguageModel.load(path, device=device))
+        assert component.path is not None
+        if not (component.path.is_file() or (component.path / SETTINGS).exists()):
+            raise CheckpointError(f"{path}: is a mixture of {component.path} too, which is not there; mix again")
+        parts.append(_load(component.path, device, (*within, own)))
         if parts[-1].tokenizer.vocabulary.tokens != tokens:
-            raise CheckpointError(f"{path}: has another vocabulary than when it was mixed; mix the models again")
-    return assemble(settings, parts)
+            raise CheckpointError(f"{component.path}: has another vocabulary than when it was mixed; mix again")
+    return dataclasses.replace(assemble(settings, parts), path=own)
 
 
 def _load_arpa(path: Path) -> LanguageModel:
@@ -383,7 +445,7 @@ def _load_arpa(path: Path) -> LanguageModel:
     if not path.name.endswith((".arpa", ".arpa.gz")):
         raise UserError(f"{path}: expected the folder of a model, or an n-gram model named .arpa or .arpa.gz")
     model, vocabulary = read_arpa(path)
-    return LanguageModel(model, WordTokenizer("whitespace", vocabulary), "ngram")
+    return LanguageModel(model, WordTokenizer("whitespace", vocabulary), "ngram", path=path.resolve(), counted=True)
 
 
 def load(directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:

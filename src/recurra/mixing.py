@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from recurra.checkpoint import prepare_directory
+from recurra import distributed
+from recurra.checkpoint import clear_directory, prepare_directory
 from recurra.config import UserError
 from recurra.evaluation import surprisal_blocks
-from recurra.language_model import CacheSettings, Component, LanguageModel, MixtureSettings, assemble, load
-from recurra.models.kinds import KINDS
+from recurra.language_model import (
+    CacheSettings,
+    Component,
+    LanguageModel,
+    MixtureSettings,
+    assemble,
+    load,
+    reset_starts,
+)
 from recurra.models.mixture import fit_weights
 from recurra.models.neural import NeuralLM
 from recurra.models.neural_cache import NeuralCache, tune
@@ -41,7 +49,8 @@ def mix(
         models: folders of models, all over one vocabulary.
         directory: the mixture's folder.
         valid: the text that weights and caches are chosen on: no model was trained on it.
-        cache: words that a neural cache remembers beside each model that has hidden vectors; 0 for none.
+        cache: words that a neural cache remembers beside each model that has hidden vectors and does not forget at line
+            ends; 0 for none.
         overwrite: replace a model that is there.
         say: is called with a line of text at each stage.
 
@@ -49,14 +58,17 @@ def mix(
         UserError: whatever is wrong with what was given, in one line.
     """
     directory = Path(directory)
+    if distributed.world_size() > 1:
+        raise UserError("models are mixed by one process: run the command without torchrun")
     if not models:
         raise UserError("nothing to mix: name one or more folders of models")
     if len({Path(model).resolve() for model in models}) < len(models):
         raise UserError("a model is named twice: mixing it with itself changes nothing")
-    if any(Path(model).resolve() == directory.resolve() for model in models):
-        raise UserError(f"{directory}: the mixture cannot take the place of what it is made of; choose another with -o")
     prepare_directory(directory, overwrite=overwrite, resume=False)
     parts = [load(model) for model in models]
+    needed = {path for part in parts for path in (part.path, *part.parts())}
+    if directory.resolve() in needed:
+        raise UserError(f"{directory}: the mixture cannot take the place of what it is made of; choose another with -o")
     for path, part in zip(models, parts, strict=True):
         if part.tokenizer.vocabulary.tokens != parts[0].tokenizer.vocabulary.tokens:
             raise UserError(
@@ -65,41 +77,33 @@ def mix(
             )
     stream = valid if isinstance(valid, TokenStream) else TokenStream.from_text(open_text(valid), parts[0].tokenizer)
     reset = _common_reset(models, parts)
-    starts = {"none": np.zeros(1, np.int64), "documents": stream.document_starts, "lines": stream.line_starts}[reset]
     log_probs = np.empty((len(parts), len(stream)), np.float32)
     components: list[Component] = []
     for number, (path, part) in enumerate(zip(models, parts, strict=True)):
+        # A model that starts anew at line ends by itself may be read in any way, and has to be read as the others are.
+        starts = reset_starts(stream, reset)
         model: LanguageModelProtocol = part.model
         chosen = None
-        if cache and isinstance(model, NeuralLM):
+        if cache and isinstance(model, NeuralLM) and reset != "lines":
             say(f"{path}: tuning a cache of {cache:,} words")
-            tuned = tune(model, stream.tokens, size=cache)
+            tuned = tune(model, stream.tokens, size=cache, starts=starts)
             chosen = CacheSettings(size=cache, theta=tuned.theta, weight=tuned.weight)
             model = NeuralCache(model, size=cache, theta=tuned.theta, weight=tuned.weight)
         say(f"{path}: reading {len(stream):,} tokens")
         for positions, nats in surprisal_blocks(model, stream.tokens, starts):
             log_probs[number, positions] = -nats
-        components.append(Component(directory=os.path.relpath(path, directory), weight=0.0, cache=chosen))
+        components.append(Component(path=part.path, weight=0.0, cache=chosen))
     weights = fit_weights(log_probs)
-    settings = MixtureSettings(
-        components=tuple(
-            Component(directory=each.directory, weight=float(weight), cache=each.cache)
-            for each, weight in zip(components, weights, strict=True)
-        ),
-        reset=reset,
-    )
-    mixture = assemble(settings, parts)
+    fitted = (dataclasses.replace(each, weight=float(weight)) for each, weight in zip(components, weights, strict=True))
+    mixture = assemble(MixtureSettings(components=tuple(fitted), reset=reset), parts)
+    clear_directory(directory)
     mixture.save_settings(directory)
-    return mixture
+    return dataclasses.replace(mixture, path=directory.resolve())
 
 
 def _common_reset(paths: Sequence[str | Path], parts: Sequence[LanguageModel]) -> str:
-    """Where the state of all of them starts anew; models that count do so at line ends by themselves."""
-    resets = {
-        str(path): part.model.settings.reset
-        for path, part in zip(paths, parts, strict=True)
-        if not (part.kind in KINDS and KINDS[part.kind].counted)
-    }
+    """Where the state of all of them starts anew; models of counts do so at line ends by themselves."""
+    resets = {str(path): part.model.settings.reset for path, part in zip(paths, parts, strict=True) if not part.counted}
     if len(set(resets.values())) > 1:
         listed = ", ".join(f"{path} ({reset})" for path, reset in resets.items())
         raise UserError(f"models that start anew in different places cannot read one text together: {listed}")

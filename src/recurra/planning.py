@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -125,6 +126,11 @@ def plan(
         )
     if (peak is None) != (bandwidth is None):
         raise UserError("other hardware is described by two numbers: give both its peak and its bandwidth")
+    for name, value in (("peak", peak), ("bandwidth", bandwidth)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name} of other hardware: expected a number above 0, got {value}")
+    if steps < 0:
+        raise UserError(f"steps to measure: expected 0 or more, got {steps}")
     parts = resolve(sections(chosen.kind), base=chosen.scaled(scale), flags=settings)
     vocabulary = invented_vocabulary(vocabulary_size, tokens)
     tokenizer: Any = SimpleNamespace(kind="whitespace", vocabulary=vocabulary)

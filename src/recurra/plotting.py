@@ -1,4 +1,4 @@
-"""Pictures: the learning curve of a run, and swatches of colours. Needs matplotlib: the extra ``recurra[plot]``."""
+"""Pictures: the learning curve of a run, bars, swatches of colours. Needs matplotlib: the extra ``recurra[plot]``."""
 
 from __future__ import annotations
 

@@ -16,9 +16,8 @@ import torch
 
 from recurra import distributed
 from recurra.checkpoint import (
-    RUN,
     SETTINGS,
-    WEIGHTS,
+    clear_directory,
     prepare_directory,
     read_settings,
     write_json,
@@ -121,13 +120,15 @@ def train_lm(
     chosen = resolve(sections(kind), base=base, file=config, flags=settings)
     wanted = chosen["training"].device if "training" in chosen else "auto"
     device = distributed.choose_device(None if wanted == "auto" else wanted)
+    if KINDS[kind].counted and distributed.world_size() > 1:
+        raise UserError(f"a model of kind {kind!r} is counted by one process: run the command without torchrun")
     with distributed.process_group(device):
         problem: Exception | None = None
         if distributed.is_writer():
             try:
                 prepare_directory(directory, overwrite=overwrite, resume=resume)
                 if resume:
-                    _update_limits(directory, sources, {*_given(config), *settings}, chosen)
+                    _update_limits(directory, kind, sources, {*_given(config), *settings, *base}, chosen)
                 else:
                     _prepare(kind, sources, directory, chosen, device, say)
             except Exception as error:
@@ -194,9 +195,10 @@ def _prepare(
         if "training" in chosen:
             model, training = settle(kind, chosen["model"], chosen["training"], train, tokenizer)
             chosen = {**chosen, "model": model, "training": training}
-            count = KINDS[kind].model(model, tokenizer.vocabulary).parameters_count  # refuses sizes that do not fit
+            with torch.device("meta"):  # without storage: sizes that do not fit are refused here
+                count = KINDS[kind].model(model, tokenizer.vocabulary).parameters_count
             _check_rows(model, training)
-            _batches(train, model, training, 0)  # and so is a text that is too short
+            _batches(train, model, training, 0)  # a text that is too short is, too
             described = f"; {_described(model)}, {count:,} parameters"
         say(
             f"{len(train):,} tokens ({tokenizer.kind}) to train on, vocabulary {len(tokenizer.vocabulary):,};"
@@ -205,11 +207,7 @@ def _prepare(
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    for name in (SETTINGS, WEIGHTS, *RUN):
-        if (directory / name).is_dir():
-            shutil.rmtree(directory / name)
-        else:
-            (directory / name).unlink(missing_ok=True)
+    clear_directory(directory)
     fresh.rename(directory / "training")
     content = {
         "corpus": {"sources": [str(source) for source in sources], **to_mapping(chosen["corpus"])},
@@ -232,10 +230,12 @@ def _described(model: Any) -> str:
 
 
 def _update_limits(
-    directory: Path, sources: Sequence[str | Path], given: Iterable[str], chosen: Mapping[str, Any]
+    directory: Path, kind: str, sources: Sequence[str | Path], given: Iterable[str], chosen: Mapping[str, Any]
 ) -> None:
     """Take over the limits given for a resumed run; anything else must be as it was, or left to be chosen."""
-    content = read_settings(directory)
+    content = read_settings(directory, kind)
+    if "corpus" not in content or not (directory / "training").is_dir():
+        raise UserError(f"{directory}: the model was not trained there, or its tokens are gone; it cannot go on")
     named, before = [str(source) for source in sources], content["corpus"]["sources"]
     if named and named != before:
         raise UserError(f"a run that is resumed reads what it read before: {', '.join(before)}; name no other corpus")
@@ -261,21 +261,14 @@ def _check_rows(model: Any, training: TrainingSettings) -> None:
 
 
 def _count(directory: Path, kind: str, say: Callable[[str], None]) -> Outcome:
-    """Make the model of what stands prepared in a folder by counting; one process does it."""
+    """Make the model of what stands prepared in a folder by counting."""
     content, tokenizer, model_settings, streams = _prepared(directory, kind)
-    problem: Exception | None = None
-    if distributed.is_writer():
-        try:
-            begun = time.perf_counter()
-            model = KINDS[kind].model.estimate(model_settings, streams["train"], tokenizer.vocabulary, say=say)
-            content["training_seconds"] = time.perf_counter() - begun
-            LanguageModel(model, tokenizer, kind, content).save_weights(directory)
-        except Exception as error:
-            problem = error
-    if not distributed.all_succeeded(problem is None):
-        raise problem or SystemExit(2)
+    begun = time.perf_counter()
+    model = KINDS[kind].model.estimate(model_settings, streams["train"], tokenizer.vocabulary, say=say)
+    about = {"training_seconds": time.perf_counter() - begun, "training_tokens": len(streams["train"])}
+    LanguageModel(model, tokenizer, kind, content).save_weights(directory)
+    del model
     lm = LanguageModel.load(directory, device="cpu")
-    about = {"training_seconds": content.get("training_seconds"), "training_tokens": len(streams["train"])}
     return Outcome(lm, _evaluated(directory, lm, streams, about, say))
 
 

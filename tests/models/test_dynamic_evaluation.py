@@ -12,6 +12,10 @@ import torch
 from recurra.config import UserError
 from recurra.evaluation import surprisals
 from recurra.models.dynamic_evaluation import DynamicEvaluation, gradient_statistics
+from recurra.models.max_entropy import MaxEntLM, MaxEntSettings
+from recurra.models.mixture import Mixture
+from recurra.models.neural import map_state
+from recurra.models.neural_cache import NeuralCache
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.nn.rows import set_row_sparse
 from recurra.text.batches import Batch, ContiguousStreams, TokenStream
@@ -20,15 +24,24 @@ from reference.exact_lm import HistoryLM
 
 VOCABULARY = Vocabulary(["<unk>", "<eos>", *"abcdefghij"], [3, 20, 30, 20, 10, 9, 8, 7, 6, 5, 4, 3])
 PLAIN = RecurrentLMSettings(
-    hidden_size=8, layers=1, embedding_size=6, output="full", input_dropout=0.3, dropout=0.3, output_dropout=0.3
+    hidden_size=8,
+    layers=1,
+    embedding_size=6,
+    output="full",
+    tied=True,
+    input_dropout=0.3,
+    dropout=0.3,
+    output_dropout=0.3,
 )
 VARIANTS = {
     "tied": PLAIN,
     "untied gru, 2 layers": dataclasses.replace(PLAIN, cell="gru", layers=2, tied=False),
-    "adaptive": dataclasses.replace(PLAIN, output="adaptive", cutoffs=(4, 8)),
+    "adaptive": dataclasses.replace(PLAIN, output="adaptive", cutoffs=(4, 8), tied=False),
+    "adaptive, tied": dataclasses.replace(PLAIN, output="adaptive", cutoffs=(4, 8)),
     "classes": dataclasses.replace(PLAIN, output="classes", classes=3, tied=False),
     "characters": dataclasses.replace(PLAIN, inputs="char-cnn", filters=(4, 4), tied=False),
 }
+HASHED = dataclasses.replace(VARIANTS["classes"], maxent_order=2, maxent_bits=8)
 RATE, DECAY, SEGMENT, EPSILON = 0.1, 0.05, 5, 0.5
 
 
@@ -148,8 +161,7 @@ def test_a_state_that_is_spent_is_not_read_again():
 
     def spending(read, following, inner):
         given = copy.deepcopy(inner)
-        for tensor in inner.recurrent:
-            tensor.data.fill_(math.nan)
+        map_state(lambda tensor: tensor.data.fill_(math.nan), inner)
         return score(read, following, given)
 
     state.model.score = spending
@@ -181,7 +193,7 @@ def test_without_steps_it_is_the_model():
 
 @pytest.mark.parametrize("rms", [True, False])
 def test_a_text_that_repeats_itself_is_learnt(rms):
-    lm = build()
+    lm = build(dataclasses.replace(PLAIN, tied=False))
     text = np.tile(a_text(10), 20)
     adapting = dynamic(lm, rms=rms, learning_rate=0.5, decay=0.0, epsilon=5.0)
     assert surprisals(adapting, text)[-10:].mean() < surprisals(lm, text)[-10:].mean() - 1
@@ -237,7 +249,11 @@ def test_divergence_is_said():
         ({"decay": 1.5}, "from 0 to 1, got 1.5"),
         ({"segment": 0}, "1 token or more, got 0"),
         ({"epsilon": 0.0}, "above 0, got 0.0"),
-        ({"model": HistoryLM.random(3)}, "trained by gradient, got HistoryLM"),
+        ({"model": HistoryLM.random(3)}, "itself trained by gradient, got HistoryLM"),
+        ({"model": Mixture([build()], [1.0])}, "got Mixture: give one alone"),
+        ({"model": NeuralCache(build(), size=3, theta=0.1, weight=0.5)}, "got NeuralCache: give one alone"),
+        ({"model": build(HASHED)}, "the 256 of this model's hashed n-grams .* --maxent-order 0"),
+        ({"model": MaxEntLM(MaxEntSettings(bits=9, classes=3), VOCABULARY)}, "the 512 of this model's hashed"),
         ({"model": build(dataclasses.replace(PLAIN, reset="lines"))}, "forgets it at every line end"),
         ({"statistics": {"embedding.weight": torch.ones(2)}}, "statistics of another model: bridge.bias differs"),
         (
@@ -254,3 +270,16 @@ def test_what_cannot_be_adapted_is_refused(change, message):
 def test_no_batches_give_no_statistics():
     with pytest.raises(UserError, match="one batch or more, got none"):
         gradient_statistics(build(), [])
+
+
+def test_statistics_are_of_models_that_can_be_adapted():
+    for lm in (HistoryLM.random(3), build(HASHED)):
+        with pytest.raises(UserError, match="dynamic evaluation"):
+            gradient_statistics(lm, training_batches())
+
+
+def test_a_tied_model_has_one_matrix_of_words():
+    lm = build(VARIANTS["tied"])
+    assert lm.output.weight is lm.embedding.weight
+    untied = build(VARIANTS["untied gru, 2 layers"])
+    assert untied.output.weight is not untied.embedding.weight

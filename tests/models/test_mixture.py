@@ -1,6 +1,7 @@
 """Mixtures: the sum that they claim to be, and the weights that no others are better than."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -132,6 +133,55 @@ def test_weights_that_made_a_text_are_found_again():
     text = random.choice(50, p=np.array(WEIGHTS) @ distributions, size=200_000)
     found = fit_weights(np.log(distributions[:, text]).astype(np.float32))
     np.testing.assert_allclose(found, WEIGHTS, atol=0.01)
+
+
+def gap(log_probs, weights):
+    """How many nats per token any other weights may be better by: the bound that the documentation gives."""
+    relative = np.exp(log_probs - log_probs.max(0))
+    return (relative / (weights @ relative)).mean(1).max() - 1
+
+
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("share", [None, 0.3, 0.9])  # that the other has in the best mixture; None: as it comes
+def test_nearly_equal_models_are_told_apart_at_once(spread, share):
+    random = np.random.default_rng(5)
+    one = random.normal(-5, 2, 2000)
+    noise = random.normal(0, spread, 2000)
+    if share is not None:  # to the second order, where its mean is (share - 1 / 2) of its variance
+        noise += (share - 0.5) * noise.var() - noise.mean()
+    log_probs = np.stack([one, one + noise])
+    begun = time.perf_counter()
+    weights = fit_weights(log_probs)
+    assert time.perf_counter() - begun < 0.5
+    assert gap(log_probs, weights) < mixture.TOLERANCE
+    if share is not None and spread == 1e-3:  # with 1e-5 all weights are within the tolerance
+        assert weights[1] == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_models_are_fitted_within_the_tolerance(monkeypatch, seed):
+    passes = []
+    expansion = mixture._expansion
+    monkeypatch.setattr(mixture, "_expansion", lambda *given: passes.append(1) or expansion(*given))
+    random = np.random.default_rng(seed)
+    log_probs = random.normal(-5, 3, 500) + random.normal(0, 10 ** random.uniform(-6, 1, (8, 1)), (8, 500))
+    log_probs[5] = log_probs[6]  # the same twice
+    log_probs[7] = log_probs[0] - 3  # always worse than another
+    log_probs[1, ::7] = log_probs[2] = -np.inf
+    weights = fit_weights(log_probs)
+    assert weights.min() >= 0
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    assert gap(log_probs, weights) < mixture.TOLERANCE
+    assert len(passes) <= 25
+
+
+def test_a_model_that_is_needed_once_gets_a_small_weight():
+    random = np.random.default_rng(0)
+    log_probs = np.stack([np.zeros(100_000), random.normal(-9, 1, 100_000)])
+    log_probs[0, 77] = -np.inf
+    weights = fit_weights(log_probs)
+    assert gap(log_probs, weights) < mixture.TOLERANCE
+    assert 0.5e-5 < weights[1] < 2e-5
 
 
 def test_one_model_has_all_the_weight():

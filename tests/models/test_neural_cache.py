@@ -1,6 +1,8 @@
 """The neural cache: the distribution of the paper, by enumeration, however a text is cut into chunks and rows."""
 
+import dataclasses
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from recurra.config import UserError
 from recurra.evaluation import surprisals
 from recurra.models import neural_cache
+from recurra.models.max_entropy import MaxEntLM, MaxEntSettings
+from recurra.models.mixture import Mixture
 from recurra.models.neural_cache import NeuralCache, tune
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.text.vocabulary import Vocabulary
@@ -19,6 +23,7 @@ from reference.exact_lm import LINE_END, SPENT, HistoryLM
 VOCABULARY = 6
 FEATURES = 3
 THETA, WEIGHT = 0.7, 0.4
+WORDS = Vocabulary(["<unk>", "<eos>", "a", "b", "c", "d"], [1, 5, 4, 3, 2, 1])
 
 
 class FakeReading(NamedTuple):
@@ -176,12 +181,7 @@ def test_large_products_neither_overflow_nor_vanish():
 
 
 def test_a_recurrent_model_shows_its_hidden_vectors():
-    torch.manual_seed(0)
-    settings = RecurrentLMSettings(
-        hidden_size=8, layers=1, embedding_size=8, output="full", input_dropout=0.0, dropout=0.0, output_dropout=0.0
-    )
-    vocabulary = Vocabulary(["<unk>", "<eos>", "a", "b", "c", "d"], [1, 5, 4, 3, 2, 1])
-    lm = RecurrentLM(settings, vocabulary).double().eval()
+    lm = recurrent()
     cache = NeuralCache(lm, size=6, theta=0.3, weight=WEIGHT)
     assert list(cache.parameters()) == list(lm.parameters())
     inputs, targets = as_read([a_text(20, seed) for seed in range(2)])
@@ -227,18 +227,20 @@ class Repeating:
 
 
 @pytest.mark.parametrize("chunk_length", [17, 256])
-def test_tuning_finds_what_evaluation_confirms(chunk_length):
+@pytest.mark.parametrize("starts", [(0,), (0, 0, 1, 60, 111, 400)])
+def test_tuning_finds_what_evaluation_confirms(starts, chunk_length):
     lm = HiddenLM.random(vocabulary_size=20)
     text = Repeating().text(600)
     thetas = (0.0, 0.1, 0.5)
-    best = tune(lm, text, size=30, thetas=thetas, chunk_length=chunk_length)
+    best = tune(lm, text, size=30, starts=starts, thetas=thetas, chunk_length=chunk_length)
     assert tuple(best.tried) == thetas
     assert (best.weight, best.nats_per_token) == best.tried[best.theta]
     assert best.nats_per_token == min(nats for _, nats in best.tried.values()) < best.model_nats_per_token
-    assert surprisals(lm, text).mean() == pytest.approx(best.model_nats_per_token, rel=1e-6)
+    rows = {"reset": "documents", "document_starts": starts}
+    assert surprisals(lm, text, **rows).mean() == pytest.approx(best.model_nats_per_token, rel=1e-6)
 
     def nats(theta, weight):
-        return surprisals(NeuralCache(lm, size=30, theta=theta, weight=weight), text).mean()
+        return surprisals(NeuralCache(lm, size=30, theta=theta, weight=weight), text, **rows).mean()
 
     for theta, (weight, found) in best.tried.items():
         assert nats(theta, weight) == pytest.approx(found, rel=1e-6)
@@ -277,7 +279,9 @@ def test_tuning_switches_dropout_off_and_on_again():
 @pytest.mark.parametrize(
     ("length", "options", "message"),
     [
+        (0, {}, "two tokens or more to tune a cache on, got 0"),
         (1, {}, "two tokens or more to tune a cache on, got 1"),
+        (3, {"starts": (0, 1, 2)}, "two tokens or more to tune a cache on, got 1"),
         (9, {"thetas": ()}, "one or more theta"),
         (9, {"thetas": (0.1, -1.0)}, "at least 0, got -1.0"),
         (9, {"size": 0}, "size of 1 or more"),
@@ -286,3 +290,66 @@ def test_tuning_switches_dropout_off_and_on_again():
 def test_what_cannot_be_tuned_is_refused(length, options, message):
     with pytest.raises(UserError, match=message):
         tune(HiddenLM.random(), a_text(length), **{"size": 3} | options)
+
+
+@pytest.mark.parametrize("starts", [(), (1, 4), (0, 5, 3), (0, 10)])
+def test_rows_are_within_the_text(starts):
+    with pytest.raises(ValueError, match="offsets that ascend from 0 and stay within the text"):
+        tune(HiddenLM.random(), a_text(9), size=3, starts=starts)
+
+
+def recurrent(**changes):
+    torch.manual_seed(0)
+    settings = RecurrentLMSettings(
+        hidden_size=8,
+        layers=1,
+        embedding_size=8,
+        output="full",
+        tied=False,
+        input_dropout=0.0,
+        dropout=0.0,
+        output_dropout=0.0,
+    )
+    return RecurrentLM(dataclasses.replace(settings, **changes), WORDS).double().eval()
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.3])
+def test_a_model_of_lines_by_themselves_is_refused(theta):
+    lm = recurrent(reset="lines")
+    wrapped = Mixture([HistoryLM.random(VOCABULARY), lm], (0.5, 0.5))
+    for model in (lm, wrapped):
+        with pytest.raises(UserError, match=r"trained on lines by themselves .* --reset none or documents"):
+            NeuralCache(model, size=3, theta=theta, weight=WEIGHT)
+        with pytest.raises(UserError, match="trained on lines by themselves"):
+            tune(model, a_text(9), size=3)
+
+
+def test_a_counted_model_of_lines_keeps_its_cache_over_line_ends():
+    lm = HistoryLM.random(VOCABULARY)
+    lm.settings = SimpleNamespace(reset="lines")
+    cache = NeuralCache(lm, size=5, theta=0.0, weight=0.5)
+    state = cache.start(1)
+    for token in [LINE_END, 2, LINE_END, 4]:
+        log_probs, state = cache.step(torch.tensor([token]), state)
+    counts = torch.tensor([0, 1, 1, 0, 1, 0]).double() / 3
+    own = torch.tensor(lm.next([2, LINE_END, 4])).double().exp()
+    torch.testing.assert_close(log_probs[0].exp(), 0.5 * own + 0.5 * counts)
+
+
+def test_vectors_without_features_are_not_compared():
+    lm = MaxEntLM(MaxEntSettings(bits=8, classes=2), WORDS).double().eval()
+    assert list(tune(lm, a_text(30), size=5).tried) == [0.0]
+    cache = NeuralCache(lm, size=3, theta=0.1, weight=WEIGHT)
+    inputs, targets = as_read([a_text(5)])
+    for read in (
+        lambda: cache.step(inputs[0], cache.start(1)),
+        lambda: cache.score(inputs, targets, cache.start(1)),
+        lambda: tune(lm, a_text(9), size=3, thetas=(0.0, 0.1)),
+    ):
+        with pytest.raises(UserError, match="MaxEntLM has no hidden vectors to compare: expected theta 0"):
+            read()
+
+
+def test_vectors_of_zeros_tell_nothing_apart():
+    lm = HiddenLM.random()
+    assert list(tune(HiddenLM(lm.hidden * 0, lm.output), a_text(30), size=5).tried) == [0.0]

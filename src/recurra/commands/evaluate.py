@@ -24,7 +24,10 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
         "--reset", choices=("none", "documents", "lines"), help="where the state starts anew (default: as trained)"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="rows read side by side (default: 32)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="rows read side by side (default: 32; 256 where words are counted)",
     )
     parser.add_argument(
         "--chunk-length", type=positive, default=256, metavar="N", help="steps at a time (default: 256)"
@@ -45,9 +48,7 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
         "--dynamic", choices=("rms", "sgd"), help="go on learning from the text, in steps measured by training or plain"
     )
     dynamic.add_argument("--dynamic-rate", type=float, metavar="X", help="learning rate of its steps")
-    dynamic.add_argument(
-        "--dynamic-decay", type=float, default=0.0, metavar="X", help="return to the trained weights (default: 0)"
-    )
+    dynamic.add_argument("--dynamic-decay", type=float, metavar="X", help="return to the trained weights (default: 0)")
     loading_flags(parser)
 
 
@@ -64,9 +65,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.dynamic) != (arguments.dynamic_rate is not None):
         raise UserError("dynamic evaluation needs both --dynamic and --dynamic-rate")
-    if arguments.dynamic and (arguments.cache or arguments.reset):
-        raise UserError("dynamic evaluation reads a text as one row and has no cache: leave out --cache and --reset")
-    if not arguments.cache and (arguments.tune_on or arguments.cache_theta or arguments.cache_weight):
+    if arguments.dynamic_decay is not None and not arguments.dynamic:
+        raise UserError("--dynamic-decay is a part of dynamic evaluation: give --dynamic too")
+    if arguments.dynamic and (arguments.cache or arguments.reset or arguments.batch_size):
+        raise UserError(
+            "dynamic evaluation reads a text as one row and has no cache: leave out --cache, --reset and --batch-size"
+        )
+    how = (arguments.tune_on, arguments.cache_theta, arguments.cache_weight)
+    if not arguments.cache and any(value is not None for value in how):
         raise UserError("--cache-theta, --cache-weight and --tune-on say how a cache is used: give --cache too")
     lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
     text = open_text(arguments.text, encoding=arguments.encoding, errors=arguments.errors)
@@ -75,7 +81,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         if arguments.cache:
             tuned_on = None
             if arguments.tune_on:
-                tuned_on = write_tokens(open_text([arguments.tune_on]), lm.tokenizer, Path(folder) / "tune")
+                valid = open_text([arguments.tune_on], encoding=arguments.encoding, errors=arguments.errors)
+                tuned_on = write_tokens(valid, lm.tokenizer, Path(folder) / "tune")
             lm = lm.with_cache(
                 arguments.cache, theta=arguments.cache_theta, weight=arguments.cache_weight, tuned_on=tuned_on
             )
@@ -87,12 +94,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             result = lm.evaluate_dynamically(
                 stream,
                 learning_rate=arguments.dynamic_rate,
-                decay=arguments.dynamic_decay,
+                decay=arguments.dynamic_decay or 0.0,
                 sample=_training_text(arguments.directory) if arguments.dynamic == "rms" else None,
                 **options,
             )
         else:
-            result = lm.evaluate(stream, reset=arguments.reset, batch_size=arguments.batch_size, **options)
+            if arguments.batch_size:
+                options["batch_size"] = arguments.batch_size
+            result = lm.evaluate(stream, reset=arguments.reset, **options)
         if per_token is not None:
             with written_whole(arguments.per_token) as file:
                 write_surprisals_tsv(

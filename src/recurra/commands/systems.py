@@ -46,7 +46,7 @@ def _mix(arguments: argparse.Namespace) -> int:
     settings = mixture.model.settings
     assert isinstance(settings, MixtureSettings)
     if arguments.json:
-        print(json.dumps(settings.to_mapping(), indent=1))
+        print(json.dumps(settings.to_mapping(Path(arguments.directory)), indent=1))
         return 0
     for path, component in zip(arguments.models, settings.components, strict=True):
         cache = component.cache
@@ -73,7 +73,7 @@ def _compare_flags(parser: ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="what all sizes are multiplied by, beside a row's own scale",
+        help="what the sizes of presets are multiplied by, beside a row's own scale",
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of every random choice (default: 1)")
     parser.add_argument("--quiet", action="store_true", help="say nothing but the table")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from recurra.config import UserError
+from recurra.models.neural import NeuralLM
 from recurra.models.protocol import State, device_of
+from recurra.nn.hashed import HashedNgrams
 from recurra.text.batches import Batch
-
-if TYPE_CHECKING:
-    from recurra.models.neural import NeuralLM
 
 __all__ = ["AdaptedState", "DynamicEvaluation", "gradient_statistics"]
 
@@ -61,7 +60,7 @@ class DynamicEvaluation(nn.Module):
     depend on how many tokens are read at once.
 
     Args:
-        model: trained by gradient. Its state is carried over line ends.
+        model: trained by gradient, without hashed n-grams. Its state is carried over line ends.
         learning_rate: eta, at least 0.
         decay: lambda, from 0 to 1: how far weights return to the trained ones with each step.
         segment: tokens between two steps.
@@ -70,8 +69,8 @@ class DynamicEvaluation(nn.Module):
             above 0.
 
     Raises:
-        UserError: a number out of its bounds, statistics of another model, or a model without gradients or of
-            independent lines.
+        UserError: a number out of its bounds, statistics of another model, or a model that is not trained by gradient
+            itself, has hashed n-grams, or is of independent lines.
     """
 
     def __init__(
@@ -85,9 +84,8 @@ class DynamicEvaluation(nn.Module):
         epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
-            raise UserError(f"dynamic evaluation needs a model that is trained by gradient, got {type(model).__name__}")
-        if getattr(model.settings, "reset", "none") == "lines":
+        _check(model)
+        if model.settings.reset == "lines":
             raise UserError(
                 "dynamic evaluation reads a text as one row, and this model forgets it at every line end: expected a"
                 " model trained with --reset none or documents"
@@ -240,15 +238,16 @@ def gradient_statistics(model: NeuralLM, batches: Iterable[Batch]) -> dict[str, 
     only how large they are in comparison with each other matters to :class:`DynamicEvaluation`.
 
     Args:
-        model: trained by gradient; it is not changed.
+        model: trained by gradient, without hashed n-grams; it is not changed.
         batches: contiguous streams of training text; each row goes on from the batch before.
 
     Returns:
         For each parameter, by name, a tensor of its shape.
 
     Raises:
-        UserError: there are no batches.
+        UserError: there are no batches, or :class:`DynamicEvaluation` does not take such a model.
     """
+    _check(model)
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     device = device_of(twin)
     parameters = dict(twin.named_parameters())
@@ -266,6 +265,22 @@ def gradient_statistics(model: NeuralLM, batches: Iterable[Batch]) -> dict[str, 
     if not count:
         raise UserError("the text is too short for gradient statistics: expected one batch or more, got none")
     return {name: total / count for name, total in sums.items()}
+
+
+def _check(model: object) -> None:
+    """Refuse a model that cannot take steps, or only very slow ones."""
+    if not isinstance(model, NeuralLM):
+        raise UserError(
+            f"dynamic evaluation needs a model that is itself trained by gradient, got {type(model).__name__}: give one"
+            " alone, without a mixture or a cache around it"
+        )
+    for part in model.modules():
+        if isinstance(part, HashedNgrams):
+            raise UserError(
+                f"dynamic evaluation moves every weight after each few tokens, and the {part.table.numel():,} of this"
+                " model's hashed n-grams would take longer than all else: expected a model without them,"
+                " such as a recurrent one with --maxent-order 0"
+            )
 
 
 def _scales(

@@ -20,7 +20,9 @@ __all__ = ["Mixture", "fit_weights"]
 LogProbs: TypeAlias = NDArray[np.floating[Any]]
 
 TOLERANCE = 1e-9  # nats per token
-MOST_ROUNDS = 10_000
+MOST_ROUNDS = 100  # about five do
+RIDGE = 1e-11  # of the curvatures: above their rounding errors, so that models that are alike can be told apart
+ROUNDING = 1e-12  # nats per token that may be lost in a step: less than the tolerance, more than errors of a long sum
 TOKENS_PER_BLOCK = 2**18  # float64 copies are made of so many at a time
 
 
@@ -97,15 +99,18 @@ class Mixture(nn.Module):
 
 
 def fit_weights(log_probs: LogProbs, *, tolerance: float = TOLERANCE) -> NDArray[np.float64]:
-    r"""Find the mixture weights under which a text is most probable, by expectation maximisation.
+    r"""Find the mixture weights under which a text is most probable.
 
-    Each round gives a model the share of the text that it is held responsible for (Jelinek & Mercer 1980):
+    The mean log-probability L is concave in the weights :math:`\lambda`. With the gradient
 
-    .. math:: \lambda_m \leftarrow \lambda_m g_m, \quad g_m = \frac{1}{T} \sum_t \frac{P_m(t)}{\sum_k \lambda_k P_k(t)}
+    .. math:: g_m = \frac{1}{T} \sum_t \frac{P_m(t)}{\sum_k \lambda_k P_k(t)}, \quad \sum_m \lambda_m g_m = 1
 
-    ``g`` is the gradient of the mean log-probability, which is concave in the weights, with :math:`\sum \lambda_m g_m =
-    1`; so no weights at all are better by more than :math:`\max_m g_m - 1` nats per token, and the rounds end when
-    that is below ``tolerance``.
+    no weights at all are better by more than :math:`\max_m g_m - 1` nats per token, and the rounds end when that is
+    below ``tolerance``. Expectation maximisation (Jelinek & Mercer 1980) would multiply each weight by its :math:`g_m`,
+    and hardly moves where models are nearly equal. Here each round goes towards the maximum over :math:`\lambda \ge 0`
+    of the quadratic that :math:`L - \sum \lambda` looks like from where it is: sequential quadratic programming (Kim,
+    Carbonetto, Stephens & Anitescu 2020). The weights need not be held to a sum of 1, which the best of :math:`L - \sum
+    \lambda` have by themselves.
 
     Args:
         log_probs: log-probability that each model gives each token of a text, natural logarithms, [models, tokens];
@@ -135,17 +140,71 @@ def fit_weights(log_probs: LogProbs, *, tolerance: float = TOLERANCE) -> NDArray
             )
         np.exp(log_probs[:, block] - best, out=ratios[:, block])
     weights = np.full(models, 1 / models)
+    value, gradient, curvature = _expansion(ratios, weights)
     for _ in range(MOST_ROUNDS):
-        gradient = np.zeros(models)
-        for block in _blocks(tokens):
-            part = ratios[:, block].astype(np.float64)
-            gradient += part @ (1 / (weights @ part))
-        gradient /= tokens
         if gradient.max() - 1 < tolerance:
             break
-        weights *= gradient
-        weights /= weights.sum()
+        curvature *= 1 + RIDGE * np.eye(models)
+        aim = _nonnegative_minimum(curvature, curvature @ weights + gradient - 1, tolerance / 10)
+        slope = (gradient - 1) @ (aim - weights)
+        step = 1.0
+        while True:  # ends, as the value of short enough a step is the present one, up to rounding
+            trial = weights + step * (aim - weights)
+            trial /= trial.sum()  # which is never worse: log s <= s - 1
+            reached, gradient, curvature = _expansion(ratios, trial)
+            if reached >= value + step * slope / 100 - ROUNDING:
+                break
+            step /= 2
+        weights, value = trial, reached
     return weights
+
+
+def _expansion(
+    ratios: LogProbs, weights: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Mean log-probability as a function of the weights: value, gradient [M] and negative second derivative [M, M].
+
+    Where a token has no probability the value is -inf, and the others are of no use.
+    """
+    models, tokens = ratios.shape
+    value, gradient, curvature = 0.0, np.zeros(models), np.zeros((models, models))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for block in _blocks(tokens):
+            part = ratios[:, block].astype(np.float64)
+            mixed = weights @ part
+            part /= mixed
+            value += np.log(mixed).sum()
+            gradient += part.sum(1)
+            curvature += part @ part.T
+    return value / tokens, gradient / tokens, curvature / tokens
+
+
+def _nonnegative_minimum(
+    matrix: NDArray[np.float64], vector: NDArray[np.float64], tolerance: float
+) -> NDArray[np.float64]:
+    """The x >= 0 where ``x @ matrix @ x / 2 - vector @ x`` is least, for a positive definite matrix.
+
+    By the active sets of Lawson & Hanson (1974, chapter 23): entries are set free from zero one by one, each where the
+    descent is steepest, and go back to zero when others push them there.
+    """
+    x, free = np.zeros(len(vector)), np.zeros(len(vector), bool)
+    for _ in range(3 * len(vector)):  # more than it takes, but for rounding errors
+        descent = np.where(free, -np.inf, vector - matrix @ x)
+        if descent.max() <= tolerance:
+            break
+        free[descent.argmax()] = True
+        while True:
+            aim = np.zeros(len(vector))
+            aim[free] = np.linalg.solve(matrix[np.ix_(free, free)], vector[free])
+            stopped = np.flatnonzero(aim < 0)
+            if len(stopped) == 0:
+                break
+            shares = x[stopped] / (x[stopped] - aim[stopped])  # of the way, until an entry is zero
+            x = np.maximum(x + shares.min() * (aim - x), 0)
+            free[stopped[shares.argmin()]] = False
+            x[~free] = 0
+        x = aim
+    return x
 
 
 def _blocks(tokens: int) -> Iterator[slice]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recurra.config import UserError
 from recurra.models.mixture import fit_weights
+from recurra.models.neural import NeuralLM
 from recurra.models.protocol import LanguageModelProtocol, State, device_of, evaluating
 from recurra.text.vocabulary import LINE_END
 
@@ -78,31 +79,26 @@ class NeuralCache(nn.Module):
     with K the size of the cache. Until a word has followed another there is no cache, and the model speaks alone. With
     ``theta`` 0 the last K words weigh alike: the unigram cache of Kuhn & De Mori (1990), for any model.
 
-    Follows :class:`recurra.models.protocol.LanguageModelProtocol`. No gradients flow through it.
+    Follows :class:`recurra.models.protocol.LanguageModelProtocol`. No gradients flow through it. Line ends are words
+    like others: the cache goes on over them, whatever the model itself forgets there.
 
     Args:
-        model: with hidden vectors (:class:`ReadingModel`), unless ``theta`` is 0.
+        model: with hidden vectors (:class:`ReadingModel`), unless ``theta`` is 0. One that is trained by gradient must
+            not be one of lines (its ``reset``): every line is a row of its own then, with a cache of its own.
         size: K, how many pairs are remembered.
         theta: how sharply like contexts are told from others, at least 0; in units of one over a squared hidden vector.
         weight: lambda, from 0 to 1.
 
     Raises:
-        UserError: a number out of its bounds, or a model without hidden vectors where they are needed.
+        UserError: a number out of its bounds, a model that is trained on lines by themselves, or one without hidden
+            vectors where they are needed; when it first reads, if its hidden vectors turn out to have no features.
     """
 
     def __init__(self, model: LanguageModelProtocol, *, size: int, theta: float, weight: float) -> None:
         super().__init__()
-        if size < 1:
-            raise UserError(f"a cache of {size} words remembers nothing: expected a size of 1 or more")
-        if not (theta >= 0 and math.isfinite(theta)):
-            raise UserError(f"theta of the cache: expected a number of at least 0, got {theta}")
+        _check(model, size, [theta])
         if not 0 <= weight <= 1:
             raise UserError(f"weight of the cache: expected a number from 0 to 1, got {weight}")
-        if theta and not isinstance(model, ReadingModel):
-            raise UserError(
-                f"{type(model).__name__} has no hidden vectors to compare: expected theta 0, a cache in which all words"
-                f" weigh alike, got {theta}"
-            )
         self.model: LanguageModelProtocol = model
         self.vocabulary_size = model.vocabulary_size
         self.size, self.theta, self.weight = size, theta, weight
@@ -117,7 +113,7 @@ class NeuralCache(nn.Module):
         state = self._remember(tokens, state)
         if self.theta:
             assert isinstance(self.model, ReadingModel)
-            reading, inner = self.model.read(tokens[None], state.inner)
+            reading, inner = _read(self.model, tokens[None], state.inner)
             last, log_probs = reading.hidden[0], self.model.reading_log_probs(reading)[0]
         else:
             log_probs, inner = self.model.step(tokens, state.inner)
@@ -134,7 +130,7 @@ class NeuralCache(nn.Module):
     @torch.no_grad()
     def score(self, inputs: Tensor, targets: Tensor, state: CacheState) -> tuple[Tensor, CacheState]:
         """Log-probabilities ``[time, batch]`` of ``targets``, each after the inputs up to its own step."""
-        log_probs, cached, state = self._score(inputs, targets, state, (self.theta,))
+        log_probs, cached, state = _score(self.model, self.size, inputs, targets, state, [self.theta])
         alone = len(log_probs) - cached.shape[1]  # steps without a cache
         mixed = _interpolated(log_probs[alone:], cached[0], self.weight)
         return torch.cat([log_probs[:alone], mixed]), state
@@ -159,80 +155,6 @@ class NeuralCache(nn.Module):
         hidden[state.oldest], words[state.oldest] = state.last, tokens
         filled, oldest = min(state.filled + 1, self.size), (state.oldest + 1) % self.size
         return state._replace(hidden=hidden, words=words, filled=filled, oldest=oldest)
-
-    def _score(
-        self, inputs: Tensor, targets: Tensor, state: CacheState, thetas: Sequence[float]
-    ) -> tuple[Tensor, Tensor, CacheState]:
-        """Score targets by the model and by the cache, apart, for several theta.
-
-        Returns:
-            Log-probabilities by the model, [T, N]; by the cache, [B, T, N], without the text's first step, where there
-            is no cache; and the new state.
-        """
-        if any(thetas):
-            assert isinstance(self.model, ReadingModel)
-            reading, inner = self.model.read(inputs, state.inner)
-            hidden, log_probs = reading.hidden, self.model.reading_log_probs(reading, targets)
-        else:  # vectors of no features are all alike
-            log_probs, inner = self.model.score(inputs, targets, state.inner)
-            hidden = log_probs.new_empty(*inputs.shape, 0)
-        # All pairs in the order of the text: those in the cache, and those that the inputs complete.
-        old, old_words = _in_order(state)
-        last = [state.last[None]] if state.last is not None else []
-        first = 1 - len(last)
-        pairs = torch.cat([*old, *last, hidden[:-1]]), torch.cat([*old_words, inputs[first:]])
-        before = len(pairs[0]) - len(inputs) + first  # pairs that the first step with a cache does not see the last of
-        cached = [
-            log_probs.new_empty(len(thetas), 0, inputs.shape[1]),
-            *self._cached(hidden[first:], targets[first:], *pairs, before, thetas),
-        ]
-        state = CacheState(inner, hidden[-1], *self._ring(*pairs))
-        return log_probs, torch.cat(cached, 1).to(log_probs.dtype), state
-
-    def _cached(
-        self, hidden: Tensor, targets: Tensor, keys: Tensor, words: Tensor, before: int, thetas: Sequence[float]
-    ) -> Iterator[Tensor]:
-        """Log-probabilities of targets by the cache alone, a chunk of steps at a time.
-
-        Args:
-            hidden: of the steps, [T, N, F].
-            targets: of the steps, [T, N].
-            keys: hidden vectors of the pairs in the order of the text, [before + T, N, F].
-            words: their words, [before + T, N].
-            before: step t sees pairs up to number ``before + t``, its own word the last of them; at most ``size``.
-            thetas: B inverse temperatures.
-
-        Yields:
-            Log-probabilities, [B, steps, N].
-        """
-        steps = max(1, min(MOST_STEPS, SCORES_PER_CHUNK // (hidden.shape[1] * (self.size + MOST_STEPS))))
-        for begin in range(0, len(hidden), steps):
-            end = min(begin + steps, len(hidden))
-            seen = slice(max(0, before + begin + 1 - self.size), before + end)
-            numbers = torch.arange(seen.start, seen.stop, device=hidden.device)
-            newest = torch.arange(before + begin, before + end, device=hidden.device)[:, None]
-            unseen = (numbers > newest) | (numbers <= newest - self.size)  # [steps, K]
-            # [N, steps, K]
-            products = hidden[begin:end].transpose(0, 1) @ keys[seen].permute(1, 2, 0)
-            products.masked_fill_(unseen, -math.inf)
-            products -= products.amax(2, keepdim=True)  # before theta: it does not change which is largest
-            hits = words[seen].t()[:, None] == targets[begin:end].t()[:, :, None]
-            parts = []
-            for theta in thetas:
-                # 0 times minus infinity is nan.
-                shares = (products * theta).exp_() if theta else (~unseen).to(products.dtype).expand_as(products)
-                parts.append((shares * hits).sum(2) / shares.sum(2))
-            yield torch.stack(parts).log_().transpose(1, 2)
-
-    def _ring(self, keys: Tensor, words: Tensor) -> tuple[Tensor | None, Tensor | None, int, int]:
-        """The last pairs as :class:`CacheState` has them: vectors, words, how many, and the place of the oldest."""
-        if len(keys) == 0:
-            return None, None, 0, 0
-        filled = min(len(keys), self.size)
-        hidden = keys.new_empty(self.size, *keys.shape[1:])
-        followers = words.new_empty(self.size, *words.shape[1:])
-        hidden[:filled], followers[:filled] = keys[-filled:], words[-filled:]
-        return hidden, followers, filled, filled % self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,47 +182,46 @@ def tune(
     tokens: NDArray[np.integer[Any]],
     *,
     size: int,
+    starts: Sequence[int] | NDArray[np.integer[Any]] = (0,),
     thetas: Sequence[float] | None = None,
     chunk_length: int = CHUNK_LENGTH,
 ) -> TunedCache:
     """Choose theta and weight of a cache on a text, in one pass over it.
 
-    The text is read as one row. Similarities are computed once and weighed by every theta; what each makes of every
-    token is kept, and the best weight for it found by expectation maximisation
-    (:func:`recurra.models.mixture.fit_weights`).
+    The text is read as :func:`recurra.evaluation.surprisal_blocks` does, each row from nothing and with an empty cache,
+    but row after row. Similarities are computed once and weighed by every theta; what each makes of every token is
+    kept, and the best weight for it found by :func:`recurra.models.mixture.fit_weights`.
 
     Args:
         model: what the cache is to stand beside.
         tokens: ids of a text that the model was not trained on, any integer type, [tokens].
         size: of the cache.
+        starts: offset of each row's first token, where the model and the cache start anew, ascending from 0.
         thetas: those to try. None: so many that theta times the mean squared length of a hidden vector, which is the
-            exponent of a context like the present one in all, goes from 0 to 32; only 0 for a model without hidden
-            vectors.
+            exponent of a context like the present one in all, goes from 0 to 32; only 0 where there is no such length,
+            without hidden vectors or with none but zeros.
         chunk_length: time steps computed at once.
 
     Raises:
-        UserError: the text has fewer than two tokens, there is no theta, or :class:`NeuralCache` refuses one.
+        UserError: no row has two tokens, there is no theta, or :class:`NeuralCache` refuses the model or one of them.
+        ValueError: offsets that do not ascend from 0 or leave the text.
     """
-    if len(tokens) < 2:
-        raise UserError(f"expected a text of two tokens or more to tune a cache on, got {len(tokens)}")
+    begins = np.asarray(starts, dtype=np.int64)
+    ends = np.append(begins[1:], np.int64(len(tokens)))
+    if len(begins) == 0 or begins[0] != 0 or (ends < begins).any():
+        raise ValueError("expected offsets that ascend from 0 and stay within the text")
+    longest = (ends - begins).max()
+    if longest < 2:
+        raise UserError(f"expected a row of two tokens or more to tune a cache on, got {longest} in the longest")
     if thetas is not None and not thetas:
         raise UserError("expected one or more theta to try, got none")
-    targets = torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(device_of(model))[:, None]
-    inputs = torch.cat([torch.full_like(targets[:1], LINE_END), targets[:-1]])
+    _check(model, size, thetas or ())
+    text = torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(device_of(model))[:, None]
     with evaluating(model):
         if thetas is None:
-            thetas = _thetas(model, inputs[:SAMPLE])
-        cache, *_ = [
-            NeuralCache(model, size=size, theta=theta, weight=0.5) for theta in thetas
-        ]  # each checks its theta
-        state = cache.start(1)
-        parts = []  # [1 + B, T]: by the model, and by the cache with each theta
-        for begin in range(0, len(tokens), chunk_length):
-            chunk = slice(begin, begin + chunk_length)
-            log_probs, cached, state = cache._score(inputs[chunk], targets[chunk], state, thetas)
-            if begin == 0:  # no cache before the second step, where every mixture is the model
-                cached = torch.cat([log_probs[:1].expand(len(thetas), 1, 1), cached], 1)
-            parts.append(torch.cat([log_probs[None], cached])[:, :, 0].float().cpu().numpy())
+            thetas = _thetas(model, text[:SAMPLE])
+        rows = (text[begin:end] for begin, end in zip(begins, ends, strict=True))
+        parts = [part for row in rows for part in _score_row(model, size, row, thetas, chunk_length)]
     alone, *by_theta = np.concatenate(parts, 1)
     tried = {}
     for theta, cached_log_probs in zip(thetas, by_theta, strict=True):
@@ -320,13 +241,146 @@ def tune(
     )
 
 
-def _thetas(model: LanguageModelProtocol, inputs: Tensor) -> list[float]:
-    """Inverse temperatures that suit the length of a model's hidden vectors."""
+def _check(model: LanguageModelProtocol, size: int, thetas: Sequence[float]) -> None:
+    """Refuse what no cache can be made of."""
+    if size < 1:
+        raise UserError(f"a cache of {size} words remembers nothing: expected a size of 1 or more")
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    if any(isinstance(part, NeuralLM) and part.settings.reset == "lines" for part in parts):
+        raise UserError(
+            "a cache remembers what was read before the line, and this model was trained on lines by themselves"
+            " (--reset lines): expected one trained with --reset none or documents"
+        )
+    for theta in thetas:
+        if not (theta >= 0 and math.isfinite(theta)):
+            raise UserError(f"theta of the cache: expected a number of at least 0, got {theta}")
+        if theta and not isinstance(model, ReadingModel):
+            raise _nothing_to_compare(model)
+
+
+def _nothing_to_compare(model: object) -> UserError:
+    return UserError(
+        f"{type(model).__name__} has no hidden vectors to compare: expected theta 0, a cache in which all words weigh"
+        " alike"
+    )
+
+
+def _thetas(model: LanguageModelProtocol, sample: Tensor) -> list[float]:
+    """Inverse temperatures that suit the length of a model's hidden vectors, measured on a sample [T, 1]."""
     if not isinstance(model, ReadingModel):
         return [0.0]
-    reading, _ = model.read(inputs, model.start(1))
+    reading, _ = model.read(sample, model.start(1))
     squared_length = float(reading.hidden.float().square().sum(-1).mean())
-    return [strength / squared_length for strength in STRENGTHS]
+    return [strength / squared_length for strength in STRENGTHS] if squared_length > 0 else [0.0]
+
+
+def _score_row(
+    model: LanguageModelProtocol, size: int, row: Tensor, thetas: Sequence[float], chunk_length: int
+) -> Iterator[NDArray[np.float32]]:
+    """Log-probabilities of a row [T, 1] from its beginning: by the model, and by the cache alone with each theta.
+
+    Yields:
+        Those of a chunk, [1 + B, steps].
+    """
+    inputs = torch.cat([torch.full_like(row[:1], LINE_END), row[:-1]])
+    state = CacheState(model.start(1))
+    for begin in range(0, len(row), chunk_length):
+        chunk = slice(begin, begin + chunk_length)
+        log_probs, cached, state = _score(model, size, inputs[chunk], row[chunk], state, thetas)
+        if begin == 0:  # no cache before the second step, where every mixture is the model
+            cached = torch.cat([log_probs[:1].expand(len(thetas), 1, 1), cached], 1)
+        yield torch.cat([log_probs[None], cached])[:, :, 0].float().cpu().numpy()
+
+
+def _read(model: ReadingModel, inputs: Tensor, state: State) -> tuple[Any, State]:
+    """Read for vectors that are to be compared."""
+    reading, state = model.read(inputs, state)
+    if reading.hidden.shape[-1] == 0:
+        raise _nothing_to_compare(model)
+    return reading, state
+
+
+def _score(
+    model: LanguageModelProtocol,
+    size: int,
+    inputs: Tensor,
+    targets: Tensor,
+    state: CacheState,
+    thetas: Sequence[float],
+) -> tuple[Tensor, Tensor, CacheState]:
+    """Score targets by the model and by a cache, apart, for several theta.
+
+    Returns:
+        Log-probabilities by the model, [T, N]; by the cache, [B, T, N], without the text's first step, where there is
+        no cache; and the new state.
+    """
+    if any(thetas):
+        assert isinstance(model, ReadingModel)
+        reading, inner = _read(model, inputs, state.inner)
+        hidden, log_probs = reading.hidden, model.reading_log_probs(reading, targets)
+    else:  # vectors of no features are all alike
+        log_probs, inner = model.score(inputs, targets, state.inner)
+        hidden = log_probs.new_empty(*inputs.shape, 0)
+    # All pairs in the order of the text: those in the cache, and those that the inputs complete.
+    old, old_words = _in_order(state)
+    last = [state.last[None]] if state.last is not None else []
+    first = 1 - len(last)
+    pairs = torch.cat([*old, *last, hidden[:-1]]), torch.cat([*old_words, inputs[first:]])
+    before = len(pairs[0]) - len(inputs) + first  # pairs that the first step with a cache does not see the last of
+    cached = [
+        log_probs.new_empty(len(thetas), 0, inputs.shape[1]),
+        *_score_by_cache(hidden[first:], targets[first:], *pairs, before, size, thetas),
+    ]
+    state = CacheState(inner, hidden[-1], *_ring(*pairs, size))
+    return log_probs, torch.cat(cached, 1).to(log_probs.dtype), state
+
+
+def _score_by_cache(
+    hidden: Tensor, targets: Tensor, keys: Tensor, words: Tensor, before: int, size: int, thetas: Sequence[float]
+) -> Iterator[Tensor]:
+    """Log-probabilities of targets by the cache alone, a chunk of steps at a time.
+
+    Args:
+        hidden: of the steps, [T, N, F].
+        targets: of the steps, [T, N].
+        keys: hidden vectors of the pairs in the order of the text, [before + T, N, F].
+        words: their words, [before + T, N].
+        before: step t sees pairs up to number ``before + t``, its own word the last of them; at most ``size``.
+        size: how many pairs a step sees at most.
+        thetas: B inverse temperatures.
+
+    Yields:
+        Log-probabilities, [B, steps, N].
+    """
+    steps = max(1, min(MOST_STEPS, SCORES_PER_CHUNK // (hidden.shape[1] * (size + MOST_STEPS))))
+    for begin in range(0, len(hidden), steps):
+        end = min(begin + steps, len(hidden))
+        seen = slice(max(0, before + begin + 1 - size), before + end)
+        numbers = torch.arange(seen.start, seen.stop, device=hidden.device)
+        newest = torch.arange(before + begin, before + end, device=hidden.device)[:, None]
+        unseen = (numbers > newest) | (numbers <= newest - size)  # [steps, K]
+        # [N, steps, K]
+        products = hidden[begin:end].transpose(0, 1) @ keys[seen].permute(1, 2, 0)
+        products.masked_fill_(unseen, -math.inf)
+        products -= products.amax(2, keepdim=True)  # before theta: it does not change which is largest
+        hits = words[seen].t()[:, None] == targets[begin:end].t()[:, :, None]
+        parts = []
+        for theta in thetas:
+            # 0 times minus infinity is nan.
+            shares = (products * theta).exp_() if theta else (~unseen).to(products.dtype).expand_as(products)
+            parts.append((shares * hits).sum(2) / shares.sum(2))
+        yield torch.stack(parts).log_().transpose(1, 2)
+
+
+def _ring(keys: Tensor, words: Tensor, size: int) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """The last pairs as :class:`CacheState` has them: vectors, words, how many, and the place of the oldest."""
+    if len(keys) == 0:
+        return None, None, 0, 0
+    filled = min(len(keys), size)
+    hidden = keys.new_empty(size, *keys.shape[1:])
+    followers = words.new_empty(size, *words.shape[1:])
+    hidden[:filled], followers[:filled] = keys[-filled:], words[-filled:]
+    return hidden, followers, filled, filled % size
 
 
 def _in_order(state: CacheState) -> tuple[list[Tensor], list[Tensor]]:
