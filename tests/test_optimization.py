@@ -16,7 +16,15 @@ from recurra.nn.embedding import Embedding
 from recurra.nn.rows import is_row_sparse, rows
 from recurra.nn.sampled import NCE
 from recurra.nn.softmax import FullSoftmax
-from recurra.optimization import OPTIMIZERS, Plateau, WeightAverage, build_optimizer, clip_gradients, schedule_factor
+from recurra.optimization import (
+    ADAGRAD_START,
+    OPTIMIZERS,
+    Plateau,
+    WeightAverage,
+    build_optimizer,
+    clip_gradients,
+    schedule_factor,
+)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -79,7 +87,7 @@ def of_torch(name, model, rate=0.5):
         case "sgd" | "asgd":
             return torch.optim.SGD(model.parameters(), lr=rate)
         case "adagrad":
-            return torch.optim.Adagrad(model.parameters(), lr=rate, initial_accumulator_value=0.1)
+            return torch.optim.Adagrad(model.parameters(), lr=rate, initial_accumulator_value=ADAGRAD_START)
         case "rmsprop":
             return torch.optim.RMSprop(model.parameters(), lr=rate, alpha=0.99)
         case "adam" | "adamw":

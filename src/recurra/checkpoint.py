@@ -5,7 +5,8 @@ A model directory holds
 - ``settings.json``: the kind of model, every resolved setting, the tokenizer with its vocabulary;
 - ``weights.safetensors``: the weights, with the digest of their bytes and of the vocabulary they belong to;
 - ``log.jsonl``, ``results.json``: what training logged and what evaluation found;
-- ``training/``: what only resuming needs (token files, the state of the run); it may be deleted.
+- ``training/``: token files and the state of the run, for resuming, for ``recurra compare`` and for dynamic evaluation
+  by ``rms``; without it the model is as good for all else.
 
 Weights are safetensors and everything else is JSON: nothing that is loaded can run code. Every file is written whole or
 not at all.
@@ -15,14 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from recurra.config import UserError
@@ -31,7 +31,9 @@ from recurra.files import written_whole
 __all__ = [
     "SETTINGS",
     "WEIGHTS",
+    "clear_directory",
     "prepare_directory",
+    "read_json",
     "read_settings",
     "read_tensors",
     "write_settings",
@@ -42,6 +44,19 @@ FORMAT = 1  # of the directory; a reader refuses one it does not know
 SETTINGS = "settings.json"
 WEIGHTS = "weights.safetensors"
 RUN = ("log.jsonl", "results.json", "training")  # what a training run leaves beside them
+
+TYPES = {  # as safetensors names them
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
 
 
 class CheckpointError(UserError):
@@ -80,6 +95,15 @@ def prepare_directory(directory: Path, *, overwrite: bool, resume: bool) -> None
         raise UserError(f"{directory}: cannot write there ({error.strerror}); choose another folder with -o") from error
 
 
+def clear_directory(directory: Path) -> None:
+    """Remove a model, with all that its training left, from a folder that :func:`prepare_directory` has approved of."""
+    for name in (SETTINGS, WEIGHTS, *RUN):
+        if (directory / name).is_dir():
+            shutil.rmtree(directory / name)
+        else:
+            (directory / name).unlink(missing_ok=True)
+
+
 def write_settings(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write ``settings.json``: what a model is, all but its weights."""
     write_json(directory / SETTINGS, {"format": FORMAT, "kind": kind, **content})
@@ -99,17 +123,32 @@ def read_settings(directory: Path, kind: str | None = None) -> dict[str, Any]:
     if not path.exists():
         what = "no such folder" if not directory.exists() else f"not a model: it has no {SETTINGS}"
         raise CheckpointError(f"{directory}: {what}")
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found, found_kind = content["format"], content["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); restore it or train again") from error
+        found, found_kind = content["format"], str(content["kind"])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: damaged (no {error}); restore it or train again") from error
     if found != FORMAT:
         raise CheckpointError(f"{path}: is of format {found}, this version reads format {FORMAT}")
     if kind is not None and found_kind != kind:
         raise CheckpointError(f"{directory}: holds a model of kind {found_kind!r}, expected {kind!r}")
     settings: dict[str, Any] = content
     return settings
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds names and values.
+
+    Raises:
+        UserError: it holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it or train again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: damaged (expected names and values); restore it or train again")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -120,11 +159,28 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors with their digest, whole or not at all."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(ready, {**metadata, "digest": _digest(ready)})
+    """Write tensors with their digest as a safetensors file, whole or not at all.
+
+    What is in main memory goes from where it lies to the file, without a copy beside it; of tensors that are not
+    contiguous one at a time is copied. The same tensors and metadata make the same bytes.
+    """
+    # The library's own writer renames a file of its own over `path`, before its content has reached the disk, and gives
+    # metadata in an order that changes from call to call. The format: the header's length, the header, the tensors.
+    ready = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    names = sorted(ready, key=lambda name: (-ready[name].itemsize, name))  # so that each is aligned
+    header: dict[str, Any] = {"__metadata__": {**metadata, "digest": _digest(ready)}}
+    end = 0
+    for name in names:
+        tensor, begin = ready[name], end
+        end += tensor.numel() * tensor.itemsize
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with written_whole(path, "wb") as file:
-        file.write(content)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            file.write(_bytes(ready[name]))
 
 
 def read_tensors(path: Path, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -160,6 +216,12 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.reshape(-1)
-        digest.update(np.ascontiguousarray((flat.view(torch.uint8) if flat.numel() else flat).numpy()).data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's content, row by row; where it lies if it is contiguous."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data  # numpy does not know every type

@@ -27,12 +27,15 @@ __all__ = [
 ]
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "asgd", "adagrad", "rmsprop")
+WITH_MOMENTUM = ("sgd", "asgd", "rmsprop")
 SCHEDULES = ("cosine", "linear", "constant", "plateau")
 
 # What each optimiser starts from when no learning rate is given; those of SGD and ASGD go with their clipping.
 LEARNING_RATES = {"adam": 4e-3, "adamw": 4e-3, "sgd": 20.0, "asgd": 20.0, "adagrad": 0.1, "rmsprop": 1e-3}
-# What Adagrad's sums start at, as TensorFlow's do: the first steps are not the longest of all.
-ADAGRAD_START = 0.1
+# What Adagrad's sums start at, so that the first steps are not the longest of all. TensorFlow's 0.1 goes with gradients
+# of losses summed over a batch; here losses are means over a few thousand tokens. With 0.1 learning begins slowly, with
+# 1e-4 a rate of 0.2 diverges (LSTM-2048-512 at a quarter of its size on WikiText-2).
+ADAGRAD_START = 1e-3
 CLIP_NORM = 1.0
 CLIP_NORMS = {"sgd": 0.25, "asgd": 0.25}  # where it is another (Merity et al. 2018)
 
@@ -56,8 +59,9 @@ def build_optimizer(
     (lazily), which is not the same, for the tables of :func:`large_tables`, where anything else would be out of
     proportion; a mere embedding is updated by the book. With momentum or weight decay all tables are.
 
-    Gradients of tables updated by rows are made of rows as well, but where several processes add them up: as dense
-    arrays, whose rows other than zero then count.
+    Gradients of tables updated by rows are made of rows as well, so that a step takes time in proportion to the rows
+    read. That holds for one process alone: several add up dense gradients, whose rows other than zero then count; the
+    updates are the same, but a step takes time in proportion to the tables.
 
     A module may ask for a rule of its own for some of its parameters by a method ``optimizer_options``, which returns
     pairs of a parameter and a dictionary:
@@ -65,16 +69,22 @@ def build_optimizer(
     - ``rule``: ``sgd``, ``adagrad``, or ``row-adagrad``, which keeps one number for each row, the sum of the means of
       its squared gradients;
     - ``rate``: the learning rate where the schedule is at its height, whatever that of the others;
-    - ``initial``: where the sums of Adagrad's start, 0.1 if not said.
+    - ``initial``: where the sums of Adagrad's start, 0.001 if not said.
 
-    Its parameter group has a ``scale``, the ratio of that rate to ``learning_rate``: whoever sets learning rates
-    multiplies by it.
+    Its parameter group keeps that ``rate``: a schedule multiplies it, where a group has one, and ``learning_rate``
+    where it has none. Momentum does not reach such parameters, and weight decay is refused where there are any.
 
     Raises:
-        UserError: there is no such optimiser.
+        UserError: there is no such optimiser; momentum for one that takes none; weight decay where a parameter has a
+            rule of its own.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")
+    if momentum and name not in WITH_MOMENTUM:
+        raise UserError(
+            f"momentum: expected 0 with {name}, which takes none, got {momentum:g}; leave it out, or choose"
+            f" {', '.join(WITH_MOMENTUM)}"
+        )
     found = [parameter for parameter, _ in tables(model)]
     if weight_decay or momentum:
         by_rows = []
@@ -82,7 +92,12 @@ def build_optimizer(
         by_rows = found
     else:
         by_rows = large_tables(model)
-    groups = _own_groups(model, learning_rate)
+    groups = _own_groups(model)
+    if groups and weight_decay:
+        raise UserError(
+            f"weight_decay: expected 0, got {weight_decay:g}; what has an update rule of its own, as hashed n-grams"
+            " have, knows no decay: leave it out, or train without n-grams"
+        )
     taken = {parameter for group in groups for parameter in group["params"]}
     by_rows = [parameter for parameter in by_rows if parameter not in taken]
     if by_rows:
@@ -111,15 +126,13 @@ def large_tables(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def _own_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+def _own_groups(model: nn.Module) -> list[dict[str, Any]]:
     """A parameter group for each parameter whose module asks for a rule of its own."""
-    groups = []
-    for module in model.modules():
-        for parameter, options in getattr(module, "optimizer_options", list)():
-            group = {"params": [parameter], **options}
-            scale = group.pop("rate") / learning_rate if learning_rate else 0.0
-            groups.append({**group, "lr": learning_rate * scale, "scale": scale})
-    return groups
+    return [
+        {"params": [parameter], "lr": options["rate"], **options}
+        for module in model.modules()
+        for parameter, options in getattr(module, "optimizer_options", list)()
+    ]
 
 
 def _dense_optimizer(
@@ -154,7 +167,7 @@ class TableOptimizer(torch.optim.Optimizer):
     Args:
         dense: torch's optimiser for the rest; ``None`` where there is no rest.
         groups: parameter groups of tables, with ``lr``, ``rule`` (``sgd``, ``adagrad``, ``row-adagrad``, ``rmsprop`` or
-            ``adam``), and ``betas`` or ``initial`` where the rule has them.
+            ``adam``), and ``betas`` or ``initial`` where the rule has them; other entries are not looked at.
     """
 
     def __init__(self, dense: torch.optim.Optimizer | None, groups: list[dict[str, Any]]) -> None:
@@ -192,12 +205,23 @@ class TableOptimizer(torch.optim.Optimizer):
 
 
 def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that a gradient has, each once: ids ``[n]``, values ``[n, ...]``."""
-    if grad.is_sparse:
-        grad = grad.coalesce()  # nothing to do where clipping has done it
-        return grad._indices()[0], grad._values()
-    ids = grad.reshape(len(grad), -1).any(1).nonzero()[:, 0]
-    return ids, grad[ids]
+    """The rows of a gradient that are not all zero, each once: ids ``[n]``, values ``[n, ...]``.
+
+    A row of zeros, as of a word dropped out, counts as not read, whether or not it was written down: one process and
+    several so make the same updates.
+    """
+    if not grad.is_sparse:
+        ids = _not_zero(grad)
+        return ids, grad[ids]
+    grad = grad.coalesce()  # nothing to do where clipping has done it
+    ids, values = grad._indices()[0], grad._values()
+    kept = _not_zero(values)
+    return (ids, values) if len(kept) == len(ids) else (ids[kept], values[kept])
+
+
+def _not_zero(rows: Tensor) -> Tensor:
+    """Numbers of the rows that hold anything but zeros."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])).any(1).nonzero()[:, 0]
 
 
 def _sgd(table: Tensor, ids: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:

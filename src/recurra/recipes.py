@@ -27,7 +27,7 @@ from recurra.config import UserError, from_mapping, read_file, resolve, to_mappi
 from recurra.evaluation import Evaluation
 from recurra.language_model import LanguageModel
 from recurra.models.kinds import KINDS
-from recurra.models.neural import SAMPLED
+from recurra.models.neural import SAMPLED, NeuralLM
 from recurra.optimization import CLIP_NORM, CLIP_NORMS, LEARNING_RATES
 from recurra.presets import find_preset
 from recurra.text.batches import Batch, ContiguousStreams, LineBatches, TokenStream, write_tokens
@@ -301,11 +301,19 @@ def _train(
             else "nothing was saved yet: starting from the beginning"
         )
     stopped = trainer.run()
-    about = {
+    about: dict[str, Any] = {
         "steps": trainer.run_state.step,
         "training_seconds": trainer.run_state.seconds,
         "training_tokens": trainer.run_state.tokens,
     }
+    if not stopped and distributed.is_writer() and isinstance(lm.model, NeuralLM):
+        collisions = lm.model.ngram_collisions(streams["train"].tokens)
+        if collisions is not None:
+            about["ngram_collisions"] = collisions
+            say(
+                f"n-grams use {collisions['rows_used']:,.0f} of {collisions['rows']:,.0f} rows of weights;"
+                f" {collisions['shared']:.1%} of what they tell apart has its row in common with something else"
+            )
     distributed.barrier()
     del trainer, lm
     lm = LanguageModel.load(directory, device=str(device))

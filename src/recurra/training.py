@@ -326,10 +326,10 @@ class Trainer:
 
     def _set_learning_rate(self, fraction: float) -> float:
         settings = self.settings
-        rate = self.learning_rate * self.plateau.scale * schedule_factor(settings.schedule, fraction, settings.warmup)
+        factor = self.plateau.scale * schedule_factor(settings.schedule, fraction, settings.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("scale", 1.0)  # some parameters have a rate of their own
-        return rate
+            group["lr"] = factor * group.get("rate", self.learning_rate)  # some parameters have a rate of their own
+        return factor * self.learning_rate
 
     def _validated(self, loss: float) -> None:
         """Draw the conclusions from a validation: keep the model, lower the learning rate, begin to average."""

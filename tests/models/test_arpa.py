@@ -111,13 +111,28 @@ def test_tolerates_what_other_tools_write(tmp_path, changes):
     check_small(read(tmp_path, text)[0])
 
 
-def test_words_without_a_probability_have_none(tmp_path):
-    text = SMALL.replace("-1.5\t<unk>\t0\n", "").replace("1=5", "1=4").replace("-1\tcat", "-99\tcat")
+def test_probabilities_are_taken_as_they_stand_however_low(tmp_path):
+    text = SMALL.replace("-1\tcat", "-99\tcat").replace("-1.5\t<unk>", "-100\t<unk>").replace("0\t<s>", "-99\t<s>")
+    model, _ = read(tmp_path, text)
+    assert base10(model, [CAT], CAT) == pytest.approx(-0.5 - 99)
+    assert base10(model, [CAT], 0) == pytest.approx(-0.5 - 100)
+    assert base10(model, [], THE) == pytest.approx(-0.3)
+    write_arpa(model, Vocabulary(["<unk>", "<eos>", "the", "cat"], [0] * 4), tmp_path / "again.arpa")
+    assert {"-99\tcat\t-0.5", "-100\t<unk>\t0"} < set((tmp_path / "again.arpa").read_text().splitlines())
+
+
+def test_a_missing_unknown_word_has_the_probability_that_kenlm_gives_it(tmp_path):
+    text = SMALL.replace("-1.5\t<unk>\t0\n", "").replace("1=5", "1=4")
     model, vocabulary = read(tmp_path, text)
     assert vocabulary.tokens == ["<unk>", "<eos>", "the", "cat"]
-    assert base10(model, [THE], 0) == -math.inf
-    assert base10(model, [CAT], CAT) == -math.inf
-    assert base10(model, [THE], CAT) == pytest.approx(-0.05)
+    assert base10(model, [THE], 0) == pytest.approx(-0.2 - 0.125 - 100)
+    assert base10(model, [0], THE) == pytest.approx(-0.75)
+
+
+def test_a_missing_line_end_has_no_probability(tmp_path):
+    text = SMALL[: SMALL.index("\n\\2-grams")].replace("ngram 2=4\nngram 3=2\n", "").replace("-0.5\t</s>\t0\n", "")
+    model, _ = read(tmp_path, text.replace("1=5", "1=4") + "\\end\\\n")
+    assert base10(model, [THE], LINE_END) == -math.inf
 
 
 def test_adds_missing_beginnings(tmp_path):
@@ -189,6 +204,15 @@ def test_says_in_one_line_what_is_wrong_and_where(tmp_path, old, new, message):
         read(tmp_path, SMALL.replace(old, new, 1))
 
 
+def test_a_file_cut_short_anywhere_is_called_so(tmp_path):
+    for length in range(SMALL.index("ngram 1"), len(SMALL) - len("\\\n")):
+        with pytest.raises(UserError, match=r"model.arpa, line \d+: the file ends without \\end\\: it was cut short"):
+            read(tmp_path, SMALL[:length])
+    check_small(read(tmp_path, SMALL[:-1])[0])
+    with pytest.raises(UserError, match=r"line 24: expected \\4-grams:, got \\end\\"):  # not cut, but wrong
+        read(tmp_path, SMALL[:-1].replace("3=2", "3=2\nngram 4=0").replace("\n\\3", "\\3"))
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"none.arpa: cannot be read: No such file"):
         read_arpa(tmp_path / "none.arpa")
@@ -236,13 +260,13 @@ def test_written_in_parts_it_is_the_same(tmp_path, monkeypatch):
     assert (tmp_path / "parts.arpa").read_bytes() == (tmp_path / "whole.arpa").read_bytes()
 
 
-def test_probability_zero_is_written_as_what_reads_as_zero(tmp_path):
+def test_probability_zero_is_written_as_the_number_that_stands_for_it(tmp_path):
     vocabulary = Vocabulary(["<unk>", "<eos>", "a", "never"], [0] * 4)
     settings = NgramSettings(order=2, interpolate_unigrams=False, discount_fallback=True)
     model = NgramLM.estimate(settings, TokenStream.from_tokens(np.array([2, 2, 1, 2, 1])), vocabulary)
     write_arpa(model, vocabulary, tmp_path / "model.arpa")
     assert "-99\tnever\t0\n" in (tmp_path / "model.arpa").read_text()
-    assert read_arpa(tmp_path / "model.arpa")[0].log_probs[1][3] == -math.inf
+    assert read_arpa(tmp_path / "model.arpa")[0].log_probs[1][3] == pytest.approx(-99 * math.log(10))
 
 
 @pytest.mark.parametrize("word", ["New York", " ", "a\tb", "", "<s>", "</s>"])

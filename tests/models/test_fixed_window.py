@@ -221,6 +221,14 @@ def test_training_draws_dropout_and_evaluation_does_not():
     assert lm(batch)[0].nats != lm(batch)[0].nats
 
 
+def test_dropout_is_drawn_anew_for_every_window():
+    lm = build(dataclasses.replace(PLAIN, direct=True, input_dropout=0.5)).train()
+    reading, _ = lm.read(text(40, 3)[0], lm.start(3))
+    windows = reading.hidden[..., : 4 * 5].unflatten(-1, (4, 5)) != 0
+    same = windows[1:, :, :3] == windows[:-1, :, 1:]  # of one word, in two windows
+    assert 0.4 < same.double().mean() < 0.6
+
+
 def test_a_few_steps_of_training_learn_a_rule_of_two_words():
     torch.manual_seed(0)
     lm = FixedWindowLM(dataclasses.replace(PLAIN, window=2, hidden_size=32), VOCABULARY)

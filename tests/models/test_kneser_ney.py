@@ -221,6 +221,40 @@ def test_tensors_of_another_model_are_refused():
         NgramLM.from_tensors(SETTINGS[0], Vocabulary(["<unk>", "<eos>"], [0, 0]), tensors)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "log_probs.3",
+            lambda table: table[:-1],
+            r"keys\.3: expected torch\.int64 \[\d+\], found torch\.int64 \[\d+\]",
+        ),
+        ("keys.2", lambda table: table[1:], r"keys\.2: expected"),
+        (
+            "backoffs.1",
+            lambda table: table[1:],
+            r"backoffs\.1: expected torch\.float32 \[7\], found torch\.float32 \[6\]",
+        ),
+        (
+            "log_probs.2",
+            lambda table: table.double(),
+            r"log_probs\.2: expected torch\.float32 .*, found torch\.float64",
+        ),
+        ("keys.3", lambda table: table.int(), r"keys\.3: expected torch\.int64 .*, found torch\.int32"),
+        ("backoffs.2", lambda table: table[None], r"backoffs\.2: expected .*, found torch\.float32 \[1, \d+\]"),
+        ("log_probs.1", lambda table: table.sum(), "order 3: 1 words, with a vocabulary of 7"),
+        ("keys.3", lambda table: table + 10**6, "keys.3 has 3-grams that begin with no 2-gram"),
+        ("keys.2", lambda table: table - 10**6, "keys.2 has 2-grams that begin with no 1-gram"),
+        ("more", lambda _: torch.zeros(1), "more is missing or one too many"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(name, change, message):
+    tensors = model_of(SETTINGS[0]).tensors()
+    tensors[name] = change(tensors.get(name))
+    with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
+        NgramLM.from_tensors(SETTINGS[0], VOCABULARY, tensors)
+
+
 def test_pruned_ngrams_are_gone_and_what_they_had_is_backed_off_to():
     full, pruned = (model_of(NgramSettings(order=3, prune=p, discount_fallback=True)) for p in [(0,), (0, 0, 1)])
     assert torch.equal(full.keys[2], pruned.keys[2])
@@ -253,6 +287,12 @@ def test_say_tells_what_was_counted():
 def test_what_cannot_be_estimated_is_said(settings, lines, message):
     with pytest.raises(UserError, match=message):
         model_of(settings, lines)
+
+
+@pytest.mark.parametrize(("ids", "found"), [([2, 7, 1], "1 to 7"), ([2, -1, 1], "-1 to 2")])
+def test_ids_of_another_vocabulary_are_refused(ids, found):
+    with pytest.raises(UserError, match=f"expected ids from 0 to 6, got {found}: .* another vocabulary"):
+        NgramLM.estimate(SETTINGS[-1], TokenStream.from_tokens(np.array(ids)), VOCABULARY)
 
 
 def test_discounts_out_of_range_are_said():

@@ -9,6 +9,8 @@ import torch
 
 from recurra.config import UserError
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
+from recurra.nn import native
+from recurra.nn.int8 import int8_of
 from recurra.text.batches import Batch
 from recurra.text.vocabulary import LINE_END, SPECIAL, Vocabulary
 
@@ -33,6 +35,7 @@ VARIANTS = {
     "projected": dataclasses.replace(PLAIN, projection_size=6, output_norm=False),
     "residual, normalised": dataclasses.replace(PLAIN, connections="residual", layer_norm=True),
     "a size a layer": dataclasses.replace(PLAIN, hidden_size=(14, 12), tied=False),
+    "classes, n-grams": dataclasses.replace(PLAIN, output="classes", classes=4, maxent_order=3, maxent_bits=10),
     "regularised": dataclasses.replace(
         PLAIN, word_dropout=0.1, input_dropout=0.1, dropout=0.1, output_dropout=0.1, recurrent_dropout=0.1,
         weight_dropout=0.1, zoneout=0.1,
@@ -43,7 +46,10 @@ VARIANTS = {
 @pytest.fixture(params=VARIANTS, ids=list(VARIANTS))
 def lm(request):
     torch.manual_seed(0)
-    return RecurrentLM(VARIANTS[request.param], VOCABULARY).double().eval()
+    lm = RecurrentLM(VARIANTS[request.param], VOCABULARY).double().eval()
+    if lm.hashed is not None:
+        torch.nn.init.normal_(lm.hashed.table)
+    return lm
 
 
 def text(time, batch):
@@ -128,8 +134,26 @@ def test_detached_state_stops_gradients():
     lm = RecurrentLM(PLAIN, VOCABULARY)
     inputs, targets = text(4, 2)
     _, state = lm(Batch(inputs, targets, None, None))
-    assert state.recurrent[0].requires_grad
-    assert not lm.detach(state).recurrent[0].requires_grad
+    assert state.own[0].requires_grad
+    assert not lm.detach(state).own[0].requires_grad
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiled loops")
+@torch.no_grad()
+def test_int8_is_what_a_step_multiplies_by_where_there_are_classes(monkeypatch):
+    torch.manual_seed(0)
+    lm = RecurrentLM(dataclasses.replace(PLAIN, output="classes", classes=4, tied=False), VOCABULARY).eval()
+    lm.round_to_int8_()
+    inputs, targets = text(6, 2)
+    scored, _ = lm.score(inputs, targets, lm.start(2))
+    multiplied, linear = [], native.linear
+    monkeypatch.setattr(native, "linear", lambda x, weight, bias: multiplied.append(weight) or linear(x, weight, bias))
+    state = lm.start(2)
+    for t in range(6):
+        log_probs, state = lm.step(inputs[t], state)
+        torch.testing.assert_close(log_probs.gather(-1, targets[t, :, None])[:, 0], scored[t], rtol=0, atol=1e-5)
+    for matrix in (lm.output.class_weight, lm.output.weight):
+        assert any(weight is matrix and int8_of(weight) is not None for weight in multiplied)
 
 
 def test_tied_weights_are_one_parameter():
@@ -144,6 +168,7 @@ def test_tied_weights_are_one_parameter():
         ({"bidirectional": True}, "would see the word it predicts"),
         ({"hidden_size": (4, 5, 6)}, "lists 3 sizes for 2 layers"),
         ({"hidden_size": None}, "still to be chosen: hidden_size"),
+        ({"tied": None}, "still to be chosen: tied"),
         ({"cell": "gru", "projection_size": 4}, "for the lstm cell"),
         ({"projection_size": 12}, "proj_size"),
         ({"output": "adaptive", "cutoffs": (16,)}, "cutoffs must rise"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -276,3 +277,78 @@ def test_an_empty_text_is_one_line_of_complaint():
     with pytest.raises(UserError, match="no tokens") as caught:
         SparseNonnegativeLM.estimate(PLAIN, empty, VOCABULARY)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ids", "found"), [([2, 7, 1], "1 to 7"), ([2, -1, 1], "-1 to 2")])
+def test_ids_of_another_vocabulary_are_refused(ids, found):
+    with pytest.raises(UserError, match=f"expected ids from 0 to 6, got {found}: .* another vocabulary"):
+        SparseNonnegativeLM.estimate(PLAIN, TokenStream.from_tokens(np.array(ids)), VOCABULARY)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_tensors_of_another_order_are_refused(order):
+    lm, types = model(PLAIN), len(PLAIN.types)
+    other = dataclasses.replace(PLAIN, order=order)
+    with pytest.raises(UserError, match=f"expected {len(other.types)} feature types by the settings, found {types};"):
+        SparseNonnegativeLM.from_tensors(other, VOCABULARY, lm.tensors())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("keys", lambda table: table[1:], r"keys: expected \d+ entries by the other tensors, found \d+"),
+        ("sums", lambda table: table[:0], r"sums: expected \d+ entries by the other tensors, found 0"),
+        ("row_starts", lambda table: table[1:], "row_starts: expected"),
+        ("row_starts", lambda table: table - 1, r"expected rows of \d+ pairs"),
+        ("targets", lambda table: table[:-1], r"weights: expected \d+ entries"),
+        ("weights", lambda table: table[:-1], r"weights: expected \d+ entries"),
+        (
+            "targets",
+            lambda table: table.long(),
+            r"targets: expected one dimension of torch\.int32, found 1 of torch\.int64",
+        ),
+        ("weights", lambda table: table[None], r"weights: expected one dimension of torch\.float32, found 2 of"),
+        ("type_starts", lambda table: table.flip(0), "the types do not ascend"),
+        ("type_starts", lambda table: table.double(), "type_starts: expected one dimension"),
+        ("more", lambda _: torch.zeros(1), "more is missing or one too many"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(name, change, message):
+    tensors = model(PLAIN).tensors()
+    tensors[name] = change(tensors.get(name))
+    with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
+        SparseNonnegativeLM.from_tensors(PLAIN, VOCABULARY, tensors)
+
+
+def test_tensors_that_are_missing_or_of_another_vocabulary_are_refused():
+    tensors = model(PLAIN).tensors()
+    with pytest.raises(UserError, match="expected a vocabulary of 6 tokens, found 7"):
+        SparseNonnegativeLM.from_tensors(PLAIN, Vocabulary(VOCABULARY.tokens[:-1], [1] * (SIZE - 1)), tensors)
+    del tensors["sums"]
+    with pytest.raises(UserError, match="sums is missing"):
+        SparseNonnegativeLM.from_tensors(PLAIN, VOCABULARY, tensors)
+
+
+def test_counting_in_parts_is_the_same(settings, monkeypatch):
+    weights = random_weights(settings)
+    expected, expected_tables = model(settings, weights=weights).tensors(), counted(TEXTS["random"], settings)
+    monkeypatch.setattr("recurra.models.skip_grams.AT_ONCE", 3)
+    monkeypatch.setattr("recurra.models.sparse_nonnegative.SPAN", 5)
+    for name, tensor in model(settings, weights=weights).tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+    for table, other in zip(counted(TEXTS["random"], settings), expected_tables, strict=True):
+        for name in ("histogram_starts", "codes", "masses"):
+            np.testing.assert_array_equal(getattr(table, name), getattr(other, name))
+
+
+def test_memory_of_an_estimate(monkeypatch):
+    """Of what counting needs beside the counts, only one type's is there at a time, and counts become the matrix."""
+    vocabulary = Vocabulary(["<unk>", "<eos>", *map(str, range(998))], [1] * 1000)
+    stream = TokenStream.from_tokens(echoes(4000, 1000, 0))
+    monkeypatch.setattr("recurra.models.skip_grams.AT_ONCE", 2**12)
+    monkeypatch.setattr("recurra.models.sparse_nonnegative.SPAN", 2**12)
+    tracemalloc.start()
+    lm = SparseNonnegativeLM.estimate(SparseNonnegativeLMSettings(adjust_events=0), stream, vocabulary)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.2 * sum(tensor.nbytes for tensor in lm.tensors().values())

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recurra.nn import classes
 from recurra.nn.classes import ClassSoftmax, class_bounds, collisions
@@ -30,8 +31,8 @@ def _float64(monkeypatch):
     torch.set_default_dtype(before)
 
 
-def ngrams(order=3, bits=9, width=4):
-    return HashedNgrams(order, bits, width=width)
+def ngrams(order=3, bits=9, width=4, **options):
+    return HashedNgrams(order, bits, line_end=1, rate=0.1, width=width, **options)
 
 
 KINDS = {
@@ -220,7 +221,7 @@ def test_a_shared_matrix_is_the_one_given():
 
 
 def test_dropped_features_are_the_same_for_class_and_word():
-    layer = ClassSoftmax(0, COUNTS, classes=3, hashed=HashedNgrams(2, 12, width=8, dropout=0.5))
+    layer = ClassSoftmax(0, COUNTS, classes=3, hashed=ngrams(2, 12, width=8, dropout=0.5))
     hidden, targets, histories = given(layer, 1)
     histories[:] = 12345
     torch.nn.init.normal_(layer.hashed.table)
@@ -249,6 +250,35 @@ def test_nothing_to_predict_is_no_loss(layer):
     none = [value if value is None else value[:0] for value in (hidden, targets, histories)]
     layer.loss(none[0].requires_grad_(), *none[1:]).backward()
     assert layer.log_probs(*none).shape == (0,)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made, but for the sparse gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_nothing_is_made_whose_size_is_tokens_times_scores(sparse, monkeypatch):
+    monkeypatch.setattr(classes, "SCORES_PER_CHUNK", 2**13)
+    tokens, layer = 3_000, ClassSoftmax(2, COUNTS, hashed=ngrams())
+    set_row_sparse(layer.hashed.table, sparse)
+    hidden, targets, histories = given(layer, tokens, 1)
+    hidden.requires_grad_()
+    _, blocks, _ = layer._lookups(layer.class_of[targets[:, 0]])
+    assert len(blocks) * layer.width > 4 * 2**13  # scores in all
+    with Largest() as largest:
+        layer.loss(hidden, targets, histories).backward()
+    assert largest.numel <= 2**13
 
 
 @pytest.mark.parametrize("target", [-1, WORDS])
@@ -330,7 +360,7 @@ def by_dictionary(layer, tokens):
 
 def test_collisions_are_those_of_a_dictionary(monkeypatch):
     monkeypatch.setattr(classes, "TOKENS_PER_COUNT", 50)
-    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=HashedNgrams(3, 10, width=4))
+    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(3, 10, width=4))
     tokens = torch.randint(WORDS, (170,), generator=torch.Generator().manual_seed(3)).tolist()
     rows = by_dictionary(layer, tokens)
     pairs = set().union(*rows.values())
@@ -342,7 +372,7 @@ def test_collisions_are_those_of_a_dictionary(monkeypatch):
 
 def test_a_sample_of_rows_says_about_as_much(monkeypatch):
     monkeypatch.setattr(classes, "TOKENS_PER_COUNT", 500)
-    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=HashedNgrams(4, 14, width=2))
+    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(4, 14, width=2))
     tokens = torch.randint(WORDS, (4000,), generator=torch.Generator().manual_seed(3)).numpy()
     exact, sampled = collisions(layer, tokens), collisions(layer, tokens, most_pairs=8000)
     assert exact.pairs != sampled.pairs

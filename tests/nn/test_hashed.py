@@ -12,6 +12,10 @@ from recurra.nn.rows import tables
 LINE_END = 1
 
 
+def ngrams(order, bits, **options):
+    return HashedNgrams(order, bits, **{"line_end": LINE_END, "rate": 0.1} | options)
+
+
 def text(time, batch, words=6, seed=0):
     return torch.randint(words, (time, batch), generator=torch.Generator().manual_seed(seed))
 
@@ -26,7 +30,7 @@ def reach(tokens, resets=()):
 
 
 def test_hashes_are_one_to_one_with_the_words_since_the_line_s_beginning():
-    hashed, inputs = HashedNgrams(4, 10), text(400, 3)
+    hashed, inputs = ngrams(4, 10), text(400, 3)
     hashes, _ = hashed.histories(inputs, hashed.start(3))
     known = {}
     for row in range(3):
@@ -38,7 +42,7 @@ def test_hashes_are_one_to_one_with_the_words_since_the_line_s_beginning():
 
 
 def test_resets_begin_a_line_anew_whatever_is_read():
-    hashed, inputs = HashedNgrams(4, 10), text(60, 1)
+    hashed, inputs = ngrams(4, 10), text(60, 1)
     places = [7, 20, 21, 40]
     resets = torch.zeros(60, 1, dtype=torch.bool)
     resets[places] = True
@@ -53,7 +57,7 @@ def test_resets_begin_a_line_anew_whatever_is_read():
 
 @pytest.mark.parametrize("order", [2, 5])
 def test_pieces_give_what_the_whole_gives_in_any_order_of_rows(order):
-    hashed, inputs = HashedNgrams(order, 10), text(30, 4)
+    hashed, inputs = ngrams(order, 10), text(30, 4)
     whole, end = hashed.histories(inputs, hashed.start(4))
     assert whole.shape == (30, 4, order - 1)
     state, parts = hashed.start(4), []
@@ -70,7 +74,7 @@ def test_pieces_give_what_the_whole_gives_in_any_order_of_rows(order):
 
 
 def test_rows_and_signs_are_spread_evenly_and_independently():
-    hashed = HashedNgrams(2, 12, width=16)  # 256 rows
+    hashed = ngrams(2, 12, width=16)  # 256 rows
     histories, _ = hashed.histories(torch.arange(2, 4098)[:, None], hashed.start(1))
     found = [hashed.look_up(histories[:, 0], torch.full((4096,), b), torch.full((4096, 1), 0.5)) for b in range(8)]
     rows, signs = (torch.stack(parts)[..., 0] for parts in zip(*found, strict=True))
@@ -89,7 +93,7 @@ def test_rows_and_signs_are_spread_evenly_and_independently():
 
 
 def test_words_and_blocks_are_not_mistaken_for_each_other():
-    hashed = HashedNgrams(2, 20)
+    hashed = ngrams(2, 20)
     histories, _ = hashed.histories(torch.arange(50)[:, None], hashed.start(1))
     words, blocks = torch.arange(50).repeat_interleave(50), torch.arange(50).repeat(50)
     assert len(hashed.pairs(histories[words, 0], blocks).unique()) == 2500
@@ -97,7 +101,7 @@ def test_words_and_blocks_are_not_mistaken_for_each_other():
 
 def test_scores_are_weighted_sums_of_rows_in_both_ways_of_computing():
     torch.manual_seed(0)
-    hashed = HashedNgrams(4, 8, width=4).double()
+    hashed = ngrams(4, 8, width=4).double()
     torch.nn.init.normal_(hashed.table)
     rows, weights = torch.randint(64, (9, 3)), torch.randint(2, (9, 3)).double()
     expected = sum(hashed.table[rows[:, k]] * weights[:, k, None] for k in range(3))
@@ -108,7 +112,7 @@ def test_scores_are_weighted_sums_of_rows_in_both_ways_of_computing():
 
 def test_row_gradient_is_autograd_s_coalesced_without_what_weighs_nothing():
     torch.manual_seed(0)
-    hashed = HashedNgrams(4, 7, width=4).double()
+    hashed = ngrams(4, 7, width=4).double()
     rows, deltas = torch.randint(20, (50, 3)), torch.randn(50, 4, dtype=torch.float64)
     weights = torch.rand(50, 3, dtype=torch.float64) * (torch.rand(50, 3) < 0.7)
     weights[rows == 5] = 0
@@ -124,7 +128,7 @@ def test_row_gradient_is_autograd_s_coalesced_without_what_weighs_nothing():
 
 def test_dropout_leaves_out_features_in_training_only():
     torch.manual_seed(0)
-    hashed = HashedNgrams(4, 10, dropout=0.25)
+    hashed = ngrams(4, 10, dropout=0.25)
     histories, _ = hashed.histories(text(300, 4), hashed.start(4))
     present = histories != ABSENT
     drawn = hashed.weights(histories)
@@ -136,7 +140,7 @@ def test_dropout_leaves_out_features_in_training_only():
 
 
 def test_the_table_asks_to_be_trained_by_rows_and_at_its_own_rate():
-    hashed = HashedNgrams(3, 10, rate=0.5)
+    hashed = ngrams(3, 10, rate=0.5)
     assert [parameter for parameter, _ in tables(hashed)] == [hashed.table]
     ((parameter, options),) = hashed.optimizer_options()
     assert parameter is hashed.table
@@ -154,4 +158,4 @@ def test_the_table_asks_to_be_trained_by_rows_and_at_its_own_rate():
 )
 def test_sizes_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        HashedNgrams(**options)
+        ngrams(**{"bits": 10} | options)

@@ -362,6 +362,14 @@ def test_many_draws_that_are_nearly_all_repeats_are_made_all_the_same():
     assert len(DistinctDraws(q / q.sum(), 2).draw()) == 2
 
 
+def test_a_word_may_be_as_good_as_certain():
+    draws = DistinctDraws(proposal_probabilities("unigram", [10**17, 0, 0]), 2)
+    assert draws.log_expected.exp().tolist() == pytest.approx([1.0, 0.5, 0.5], rel=1e-6)
+    drawn = draws.draw().tolist()
+    assert drawn[0] == 0
+    assert len(drawn) == 2
+
+
 def test_a_layer_can_be_made_without_its_parameters():
     """As where only its sizes are asked for."""
     with torch.device("meta"):

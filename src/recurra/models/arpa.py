@@ -12,7 +12,8 @@ r"""ARPA files, in which toolkits of n-gram models exchange them.
 An ARPA file is text. It first says how many n-grams of each order it has. Then each has a line: the base-10 logarithm
 of its probability, its words, and that of its back-off weight where longer n-grams go on from it. ``<s>`` and ``</s>``
 are the beginning and the end of a line, which to Recurra are one token (see
-:class:`~recurra.models.kneser_ney.NgramLM`); ``<unk>`` is an unknown word. -99 and below means a probability of 0.
+:class:`~recurra.models.kneser_ney.NgramLM`); ``<unk>`` is an unknown word. The logarithm of 0 cannot be written; -99
+stands for it, and what reads it, Recurra as KenLM, takes that for a number like any other.
 
 Words are what stands between ASCII white space, so that other spaces of Unicode may be part of one.
 """
@@ -42,9 +43,12 @@ from recurra.text.vocabulary import LINE_END, SPECIAL, UNKNOWN, Vocabulary
 __all__ = ["read_arpa", "write_arpa"]
 
 BEGIN, END = "<s>", "</s>"
-ZERO = -99.0  # what stands for the logarithm of 0
+ZERO = -99.0  # what is written for the logarithm of 0
+UNKNOWN_WORD = -100.0  # the logarithm of the probability of <unk> where a file has none, as KenLM takes it
 LN10 = math.log(10)
 WRITTEN_AT_ONCE = 2**16
+
+CUT_SHORT = r"the file ends without \end\: it was cut short; get the whole of it"
 
 LINE_BEGIN = -1  # stands for <s> while a file is read, where LINE_END stands for </s> alone
 
@@ -53,9 +57,10 @@ def read_arpa(path: str | Path) -> tuple[NgramLM, Vocabulary]:
     r"""Read a model and the words it is over from an ARPA file, compressed if its name ends with ``.gz``.
 
     The vocabulary is ``<unk>``, ``<eos>`` and the words of the file in its order, with counts of 0: the file has none.
-    A word that the file gives no probability, such as a missing ``<unk>``, has probability 0. Text before ``\data\``,
-    blank lines, missing back-off weights, and n-grams whose beginning or end the file leaves out are taken as they
-    come; n-grams that cross a line's end are left out, as nothing asks for them.
+    Probabilities are taken as they stand, but for that of ``<s>``, which nothing asks for. A missing ``<unk>`` has a
+    base-10 logarithm of -100, as in KenLM; a missing ``</s>`` has probability 0. Text before ``\data\``, blank lines,
+    missing back-off weights, and n-grams whose beginning or end the file leaves out are taken as they come; n-grams
+    that cross a line's end are left out, as nothing asks for them.
 
     Raises:
         UserError: the file cannot be read, or is no whole ARPA file; the text names the line.
@@ -74,6 +79,8 @@ def read_arpa(path: str | Path) -> tuple[NgramLM, Vocabulary]:
 
 def write_arpa(model: NgramLM, vocabulary: Vocabulary, path: str | Path) -> None:
     """Write a model to an ARPA file, whole or not at all; compressed if its name ends with ``.gz``.
+
+    What reads the same is every number but the logarithm of 0, for which -99 is written.
 
     Raises:
         UserError: a token of the vocabulary cannot be written: it has white space, or a name that means something else.
@@ -127,7 +134,7 @@ def _written(model: NgramLM, vocabulary: Vocabulary, k: int) -> Iterator[Iterabl
 
 def _base10(logarithms: torch.Tensor) -> list[float]:
     """Natural logarithms as an ARPA file has them."""
-    return (logarithms.double() / LN10).clamp(min=ZERO).tolist()
+    return (logarithms.double() / LN10).masked_fill_(logarithms == -math.inf, ZERO).tolist()
 
 
 class _Lines:
@@ -136,18 +143,22 @@ class _Lines:
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path = path
         self.number = 0
+        self._last = b""
         self._words = self._read(file)
 
     def _read(self, file: IO[bytes]) -> Iterator[list[bytes]]:
-        for self.number, line in enumerate(file, 1):
-            words = line.split()
+        for self.number, self._last in enumerate(file, 1):
+            words = self._last.split()
             if words:
                 yield words
+        self._last = b""
 
     def __iter__(self) -> Iterator[list[bytes]]:
         return self._words
 
     def error(self, message: str, number: int | None = None) -> UserError:
+        if self._last and not self._last.endswith(b"\n") and self._last.strip() != b"\\end\\":
+            message = CUT_SHORT  # in the middle of the line: what is left of it may be anything
         return UserError(f"{self.path}, line {self.number if number is None else number}: {message}")
 
 
@@ -192,7 +203,7 @@ def _read_counts(lines: _Lines) -> tuple[list[int], str]:
         if match is None or int(match[1]) != len(counts) + 1:
             raise lines.error(f"expected the number of {len(counts) + 1}-grams, such as ngram 1=5000, got {text}")
         counts.append(int(match[2]))
-    raise _cut_short(lines)
+    raise lines.error(CUT_SHORT)
 
 
 def _read_table(lines: _Lines, k: int, ids: dict[bytes, int], words: list[str]) -> tuple[_Table, str]:
@@ -241,13 +252,12 @@ def _read_table(lines: _Lines, k: int, ids: dict[bytes, int], words: list[str]) 
         log_probs.append(log_prob)
         backoffs.append(backoff)
         numbers.append(lines.number)
-    raise _cut_short(lines)
+    raise lines.error(CUT_SHORT)
 
 
 def _table(k: int, ids: array[int], log_probs: array[float], backoffs: array[float], lines: array[int]) -> _Table:
     def logarithms(values: array[float]) -> NDArray[np.float32]:
-        base10 = np.frombuffer(values, np.float32).astype(np.float64)
-        return np.where(base10 > ZERO, base10 * LN10, -math.inf).astype(np.float32)
+        return (np.frombuffer(values, np.float32).astype(np.float64) * LN10).astype(np.float32)
 
     return _Table(
         np.frombuffer(ids, np.int32).reshape(-1, k),
@@ -270,10 +280,6 @@ def _word(word: bytes, lines: _Lines) -> str:
 def _text(words: Iterable[bytes]) -> str:
     """Words as a message quotes them."""
     return b" ".join(words).decode(errors="backslashreplace")
-
-
-def _cut_short(lines: _Lines) -> UserError:
-    return lines.error(r"the file ends without \end\: it was cut short; get the whole of it")
 
 
 def _model(tables: list[_Table], vocabulary_size: int, lines: _Lines) -> NgramLM:
@@ -316,6 +322,7 @@ def _unigrams(table: _Table, vocabulary_size: int) -> tuple[torch.Tensor, torch.
     ids = table.ids[:, 0]
     begins, ends = ids == LINE_BEGIN, ids == LINE_END
     log_probs = np.full(vocabulary_size, -math.inf, np.float32)
+    log_probs[UNKNOWN] = UNKNOWN_WORD * LN10
     log_probs[ids[~begins]] = table.log_probs[~begins]
     backoffs = np.zeros(vocabulary_size, np.float32)
     backoffs[np.where(begins, LINE_END, ids)[~ends]] = table.backoffs[~ends]

@@ -115,15 +115,19 @@ class NgramLM:
             say: is told about each order as it is done.
 
         Raises:
-            UserError: there are no tokens, or no line is long enough for the order; discounts cannot be estimated;
-                thresholds that do not fit.
+            UserError: there are no tokens, or ids outside the vocabulary, or no line is long enough for the order;
+                discounts cannot be estimated; thresholds that do not fit.
         """
         thresholds = _thresholds(settings)
         if len(stream) == 0:
             raise UserError("there is nothing to count: the text has no tokens; give one with at least one line")
         text = np.empty(len(stream) + 1, np.int32)
         text[0], text[1:] = LINE_END, stream.tokens
-        assert text.max() < len(vocabulary), "the text was encoded with another vocabulary"
+        if text.min() < 0 or text.max() >= len(vocabulary):
+            raise UserError(
+                f"expected ids from 0 to {len(vocabulary) - 1}, got {text.min()} to {text.max()}: the text was encoded"
+                " with another vocabulary; encode it with this one"
+            )
         model = cls(settings, keys={}, log_probs={}, backoffs={})
         for k, level in enumerate(_levels(text, len(vocabulary), settings, thresholds, say), 1):
             model.log_probs[k] = _log(level.probabilities)
@@ -137,23 +141,16 @@ class NgramLM:
         """The model whose :meth:`tensors` these are; they are used where they lie.
 
         Raises:
-            UserError: tables are missing, or are not those of this order and vocabulary.
+            UserError: tables are missing, or are not those of this order and vocabulary. Only sizes and ends are looked
+                at, as reading all entries would take long.
         """
         orders = range(1, settings.order + 1)
         names = {"keys": orders[1:], "log_probs": orders, "backoffs": orders[:-1]}
-        missing = {f"{name}.{k}" for name, parts in names.items() for k in parts} ^ set(tensors)
-        if missing:
-            raise UserError(
-                f"weights of an n-gram model of order {settings.order}: {min(missing)} is missing or one too many;"
-                " the file belongs to another model"
-            )
-        model = cls(settings, **{name: {k: tensors[f"{name}.{k}"] for k in parts} for name, parts in names.items()})
-        if model.vocabulary_size != len(vocabulary):
-            raise UserError(
-                f"weights of an n-gram model of {model.vocabulary_size} words, with a vocabulary of {len(vocabulary)};"
-                " the file belongs to another model"
-            )
-        return model
+        if strange := {f"{name}.{k}" for name, parts in names.items() for k in parts} ^ tensors.keys():
+            raise _foreign(f"{min(strange)} is missing or one too many", settings)
+        tables = {name: {k: tensors[f"{name}.{k}"] for k in parts} for name, parts in names.items()}
+        _check(settings, len(vocabulary), **tables)
+        return cls(settings, **tables)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tables by name: ``keys``, ``log_probs`` and ``backoffs``, a dot, the order."""
@@ -242,6 +239,41 @@ class NgramLM:
         row = torch.repeat_interleave(counts)
         number = torch.arange(len(row)) + (first - counts.cumsum(0) + counts)[row]
         return row, number, self.keys[k][number] - begins[row]
+
+
+def _check(
+    settings: NgramSettings,
+    vocabulary_size: int,
+    keys: Mapping[int, Tensor],
+    log_probs: Mapping[int, Tensor],
+    backoffs: Mapping[int, Tensor],
+) -> None:
+    """Say whether tables of all orders fit together, without reading all of them.
+
+    Raises:
+        UserError: they do not.
+    """
+    if log_probs[1].numel() != vocabulary_size:
+        raise _foreign(f"{log_probs[1].numel()} words, with a vocabulary of {vocabulary_size}", settings)
+    for name, tables, dtype in (
+        ("keys", keys, torch.int64),
+        ("log_probs", log_probs, torch.float32),
+        ("backoffs", backoffs, torch.float32),
+    ):
+        for k, table in tables.items():
+            found, expected = f"{table.dtype} {list(table.shape)}", f"{dtype} {[log_probs[k].numel()]}"
+            if found != expected:
+                raise _foreign(f"{name}.{k}: expected {expected}, found {found}", settings)
+    for k, ascending in keys.items():
+        if len(ascending) and not 0 <= ascending[0] <= ascending[-1] < len(log_probs[k - 1]) * vocabulary_size:
+            raise _foreign(f"keys.{k} has {k}-grams that begin with no {k - 1}-gram", settings)
+
+
+def _foreign(what: str, settings: NgramSettings) -> UserError:
+    return UserError(
+        f"weights of an n-gram model of order {settings.order}: {what}; the file belongs to another model, or its"
+        " settings were changed: restore it or train again"
+    )
 
 
 def _at(table: Tensor, numbers: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from recurra.config import setting
-from recurra.models.neural import NeuralLM, Reading
+from recurra.models.neural import NeuralLM, build_ngrams
 from recurra.nn.classes import ClassSoftmax
-from recurra.nn.hashed import HashedNgrams
-from recurra.text.vocabulary import LINE_END, Vocabulary
+from recurra.text.vocabulary import Vocabulary
 
 __all__ = ["MaxEntLM", "MaxEntSettings"]
 
@@ -49,29 +49,17 @@ class MaxEntLM(NeuralLM):
 
     def __init__(self, settings: MaxEntSettings, vocabulary: Vocabulary) -> None:
         super().__init__(settings, vocabulary)
-        hashed = HashedNgrams(
-            settings.order, settings.bits, line_end=LINE_END, dropout=settings.dropout, rate=settings.rate
-        )
+        hashed = build_ngrams(settings.order, settings.bits, dropout=settings.dropout, rate=settings.rate)
         self.output = ClassSoftmax(0, vocabulary.counts, classes=settings.classes, hashed=hashed)
 
-    @property
-    def hashed(self) -> HashedNgrams:
-        """The n-gram features; they are the output layer's."""
-        assert self.output.hashed is not None
-        return self.output.hashed
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        """Nothing: all there is to remember are the words of n-grams."""
+        return ()
 
-    def start(self, batch_size: int) -> Tensor:
-        """The last words of rows that have read none, latest first: int64 ``[batch_size, order - 1]``."""
-        return self.hashed.start(batch_size)
+    def vectors(self, inputs: Tensor, state: tuple[()], *, lengths: Tensor | None = None) -> tuple[Tensor, tuple[()]]:
+        """Vectors of no size, beside which the n-grams stand; see :meth:`NeuralLM.vectors`."""
+        return torch.zeros(*inputs.shape, 0, dtype=self.output.bias.dtype, device=inputs.device), ()
 
-    def read(self, inputs: Tensor, state: Tensor, *, lengths: Tensor | None = None) -> tuple[Reading, Tensor]:
-        """From tokens to hashed histories beside vectors of no size; see :meth:`NeuralLM.read`."""
-        return self._read(inputs, state)
-
-    def read_with_resets(self, inputs: Tensor, state: Tensor, resets: Tensor) -> tuple[Reading, Tensor]:
-        """The same where histories start anew before some inputs: see :meth:`NeuralLM.read_with_resets`."""
-        return self._read(inputs, state, resets)
-
-    def _read(self, inputs: Tensor, state: Tensor, resets: Tensor | None = None) -> tuple[Reading, Tensor]:
-        histories, state = self.hashed.histories(inputs, state, resets=resets)
-        return Reading(self.hashed.table.new_zeros(*inputs.shape, 0), histories), state
+    def vectors_with_resets(self, inputs: Tensor, state: tuple[()], resets: Tensor) -> tuple[Tensor, tuple[()]]:
+        """The same: there is nothing to forget."""
+        return self.vectors(inputs, state)

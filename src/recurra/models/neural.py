@@ -1,30 +1,35 @@
 """What language models that are trained by gradient have in common: all but how they read.
 
-A subclass says how it reads: :meth:`NeuralLM.start` and :meth:`NeuralLM.read`, from tokens to the vectors that the
-output layer sees. The training loss, the three ways of the protocol to ask for probabilities, resets and saving follow.
+A subclass says how it reads: :meth:`NeuralLM.initial_state` and :meth:`NeuralLM.vectors`, from tokens to the vectors
+that the output layer sees. The training loss, the three ways of the protocol to ask for probabilities, resets and
+saving follow; and so does the memory of the last words where hashed n-grams stand beside the output layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recurra.config import UserError, setting
 from recurra.models.protocol import LossSum, State
-from recurra.nn.classes import ClassSoftmax
+from recurra.nn.classes import ClassSoftmax, collisions
 from recurra.nn.hashed import HashedNgrams
 from recurra.nn.sampled import NCE, BlackOut, SampledSoftmax
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
 from recurra.text.vocabulary import LINE_END, Vocabulary
 
-__all__ = ["NeuralLM", "OutputSettings", "Reading", "build_output", "map_state"]
+__all__ = ["NeuralLM", "NeuralState", "OutputSettings", "Reading", "build_ngrams", "build_output", "map_state"]
 
 SAMPLED = {"sampled": SampledSoftmax, "nce": NCE, "blackout": BlackOut}
+# Tokens of a text that are looked at for collisions: a few seconds of work.
+MOST_COUNTED = 2**21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,8 @@ class Reading:
 
     Attributes:
         hidden: a vector for each token read, [time, batch, features] or [tokens, features].
-        histories: hashes of the words before, [..., order]; ``None`` for an output layer without n-grams.
+        histories: hashes of the last word read, of the last two, ..., [..., K], K being the order of the longest n-gram
+            less one; ``None`` for an output layer without n-grams.
     """
 
     hidden: Tensor
@@ -65,11 +71,22 @@ class Reading:
         return Reading(self.hidden[index], None if self.histories is None else self.histories[index])
 
 
+class NeuralState(NamedTuple):
+    """What a model remembers: a nest of tuples of tensors whose next-to-last dimension is the batch.
+
+    Attributes:
+        own: what its way of reading does.
+        words: the last words, for hashed n-grams, [batch, K]; nothing without n-grams.
+    """
+
+    own: State
+    words: Any = ()
+
+
 class NeuralLM(nn.Module):
     """A language model made of a way of reading and an output layer.
 
-    Follows :class:`recurra.models.protocol.LanguageModelProtocol`. A state is a nest of tuples of tensors whose
-    next-to-last dimension is the batch.
+    Follows :class:`recurra.models.protocol.LanguageModelProtocol`; its states are :class:`NeuralState`.
 
     Attributes:
         settings: what it was made with.
@@ -88,38 +105,68 @@ class NeuralLM(nn.Module):
 
     # ---- what a subclass says -------------------------------------------------------------------------------------
 
-    def start(self, batch_size: int) -> State:
-        """The state of rows that have read nothing."""
+    def initial_state(self, batch_size: int) -> State:
+        """What rows that have read nothing remember: any nest of tuples of tensors ``[..., batch, features]``."""
         raise NotImplementedError
 
-    def read(self, inputs: Tensor, state: State, *, lengths: Tensor | None = None) -> tuple[Reading, State]:
-        """Read ``inputs [time, batch]``.
+    def vectors(self, inputs: Tensor, state: State, *, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """Read ``inputs [time, batch]``: the vectors ``[time, batch, features]`` that the output layer sees.
+
+        Args:
+            inputs: tokens.
+            state: what was read before, as :meth:`initial_state` has it.
+            lengths: valid steps of each column, falling; what is read beyond does not matter, nor does the state then.
+        """
+        raise NotImplementedError
+
+    def vectors_with_resets(self, inputs: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """The same, starting anew before the inputs where ``resets [time, batch]`` is true.
+
+        Piece by piece: no state is reset within a piece, so that any kernel can run it. To be replaced where there is a
+        quicker way.
+        """
+        starts = sorted({0, *resets.any(1).nonzero()[:, 0].tolist()})
+        pieces = []
+        for start, end in zip(starts, [*starts[1:], len(inputs)], strict=True):
+            state = self._restarted(state, resets[start])
+            piece, state = self.vectors(inputs[start:end], state)
+            pieces.append(piece)
+        return torch.cat(pieces), state
+
+    # ---- what follows from it -------------------------------------------------------------------------------------
+
+    @property
+    def hashed(self) -> HashedNgrams | None:
+        """The n-gram features, which are the output layer's; None without."""
+        return self.output.hashed if isinstance(self.output, ClassSoftmax) else None
+
+    def start(self, batch_size: int) -> NeuralState:
+        """The state of rows that have read nothing."""
+        words = () if self.hashed is None else self.hashed.start(batch_size)
+        return NeuralState(self.initial_state(batch_size), words)
+
+    def read(
+        self, inputs: Tensor, state: NeuralState, *, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Reading, NeuralState]:
+        """Read ``inputs [time, batch]``: what the output layer is given, and the new state.
 
         Args:
             inputs: tokens.
             state: what was read before.
             lengths: valid steps of each column, falling; what is read beyond does not matter, nor does the state then.
+            resets: where the state starts anew before the input is read, ``[time, batch]``; not with ``lengths``.
         """
-        raise NotImplementedError
+        if resets is None:
+            hidden, own = self.vectors(inputs, state.own, lengths=lengths)
+        else:
+            assert lengths is None
+            hidden, own = self.vectors_with_resets(inputs, state.own, resets)
+        if self.hashed is None:
+            return Reading(hidden), NeuralState(own)
+        histories, words = self.hashed.histories(inputs, state.words, resets=resets)
+        return Reading(hidden, histories), NeuralState(own, words)
 
-    def read_with_resets(self, inputs: Tensor, state: State, resets: Tensor) -> tuple[Reading, State]:
-        """Read ``inputs [time, batch]``, the state starting anew before those where ``resets [time, batch]`` is true.
-
-        Piece by piece: no state is reset within a piece, so that any kernel can run it.
-        """
-        starts = sorted({0, *resets.any(1).nonzero()[:, 0].tolist()})
-        pieces: list[Reading] = []
-        for start, end in zip(starts, [*starts[1:], len(inputs)], strict=True):
-            state = self._restarted(state, resets[start])
-            piece, state = self.read(inputs[start:end], state)
-            pieces.append(piece)
-        histories = [piece.histories for piece in pieces if piece.histories is not None]
-        hidden = torch.cat([piece.hidden for piece in pieces])
-        return Reading(hidden, torch.cat(histories) if histories else None), state
-
-    # ---- what follows from it -------------------------------------------------------------------------------------
-
-    def forward(self, batch: Batch, state: State | None = None) -> tuple[LossSum, State]:
+    def forward(self, batch: Batch, state: NeuralState | None = None) -> tuple[LossSum, NeuralState]:
         """The training loss of a batch.
 
         Args:
@@ -132,10 +179,7 @@ class NeuralLM(nn.Module):
         """
         state = self.start(batch.inputs.shape[1]) if state is None else state
         targets = batch.targets
-        if batch.resets is not None:
-            reading, state = self.read_with_resets(batch.inputs, state, batch.resets)
-        else:
-            reading, state = self.read(batch.inputs, state, lengths=batch.lengths)
+        reading, state = self.read(batch.inputs, state, lengths=batch.lengths, resets=batch.resets)
         if batch.lengths is not None:
             steps = torch.arange(len(targets), device=targets.device)[:, None]
             valid = steps < batch.lengths.to(targets.device)
@@ -143,18 +187,17 @@ class NeuralLM(nn.Module):
         nats = self.output.loss(reading.hidden, targets, *_given(reading.histories))
         return LossSum(nats, targets.numel()), state
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: NeuralState) -> tuple[Tensor, NeuralState]:
         """Read ``tokens [batch]``; log-probabilities ``[batch, vocabulary]`` of what follows.
 
         A model whose lines are independent (``reset`` is ``lines``) forgets what was before a line end when it reads
         one, as it did in training: so it writes line after line. :meth:`score` leaves resets to its caller.
         """
-        if self.settings.reset == "lines":
-            state = self._restarted(state, tokens == LINE_END)
-        reading, state = self.read(tokens[None], state)
+        resets = (tokens == LINE_END)[None] if self.settings.reset == "lines" else None
+        reading, state = self.read(tokens[None], state, resets=resets)
         return self.reading_log_probs(reading[0]), state
 
-    def score(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+    def score(self, inputs: Tensor, targets: Tensor, state: NeuralState) -> tuple[Tensor, NeuralState]:
         """Log-probabilities ``[time, batch]`` of ``targets``, each after the inputs up to its own step."""
         reading, state = self.read(inputs, state)
         return self.reading_log_probs(reading, targets), state
@@ -164,13 +207,43 @@ class NeuralLM(nn.Module):
         log_probs: Tensor = self.output.log_probs(reading.hidden, targets, *_given(reading.histories))
         return log_probs
 
-    def select(self, state: State, rows: Tensor) -> State:
+    def select(self, state: NeuralState, rows: Tensor) -> NeuralState:
         """The state of some rows of the batch, in the order of ``rows``."""
-        return map_state(lambda value: value.index_select(-2, rows), state)
+        selected: NeuralState = map_state(lambda value: value.index_select(-2, rows), state)
+        return selected
 
-    def detach(self, state: State) -> State:
+    def detach(self, state: NeuralState) -> NeuralState:
         """The same state, cut off from the graph: gradients flow no further back (truncated BPTT)."""
-        return map_state(Tensor.detach, state)
+        detached: NeuralState = map_state(Tensor.detach, state)
+        return detached
+
+    def ngram_collisions(self, tokens: NDArray[np.integer[Any]]) -> dict[str, float] | None:
+        """How a training text fills the table of hashed n-grams, for whoever chooses its size; None without n-grams.
+
+        What is counted is different pairs: a history of words, and a row's worth of classes or words that was scored
+        after it. With most pairs alone in their rows the table is as good as any; where nearly all share one, more bits
+        may help. It takes some seconds: of a text of more than 2 million tokens the first ones are looked at, and of
+        many million pairs a fair sample (:func:`recurra.nn.classes.collisions`).
+
+        Args:
+            tokens: the text, int ``[tokens]``, line ends among them; may be mapped from a file.
+
+        Returns:
+            ``tokens``: how many were looked at. ``pairs_2``, ``pairs_3``, ...: the pairs that n-grams of 2, 3, ...
+            words made. ``rows``: of the table. ``rows_used``: those that hold any pair. ``shared``: the part of the
+            pairs, 0 to 1, that have their row in common with another.
+        """
+        if self.hashed is None:
+            return None
+        looked_at = tokens[:MOST_COUNTED]
+        found = collisions(self.output, looked_at)
+        return {
+            "tokens": len(looked_at),
+            **{f"pairs_{order}": count for order, count in enumerate(found.pairs, start=2)},
+            "rows": len(self.hashed.table),
+            "rows_used": found.rows,
+            "shared": found.shared,
+        }
 
     @property
     def parameters_count(self) -> int:
@@ -205,8 +278,9 @@ class NeuralLM(nn.Module):
             parameter.copy_(tensors[name])
 
     def _restarted(self, state: State, rows: Tensor) -> State:
-        """The state with those rows, ``[batch]`` of truth values, as if they had read nothing."""
-        return map_state(lambda fresh, old: torch.where(rows[:, None], fresh, old), self.start(len(rows)), state)
+        """A state of the way of reading, those rows, ``[batch]`` of truth values, as if they had read nothing."""
+        fresh = self.initial_state(len(rows))
+        return map_state(lambda new, old: torch.where(rows[:, None], new, old), fresh, state)
 
 
 def build_output(
@@ -233,15 +307,9 @@ def build_output(
         case "adaptive":
             return AdaptiveSoftmax(features, counts, cutoffs=settings.cutoffs, shrink=settings.shrink)
         case "classes":
+            order, bits = settings.maxent_order, settings.maxent_bits
             hashed = (
-                HashedNgrams(
-                    settings.maxent_order,
-                    settings.maxent_bits,
-                    dropout=settings.maxent_dropout,
-                    rate=settings.maxent_rate,
-                )
-                if settings.maxent_order
-                else None
+                build_ngrams(order, bits, dropout=settings.maxent_dropout, rate=settings.maxent_rate) if order else None
             )
             return ClassSoftmax(features, counts, classes=settings.classes, weight=weight, hashed=hashed)
         case "sampled" | "nce" | "blackout":
@@ -256,6 +324,11 @@ def build_output(
                 power=settings.proposal_power,
             )
     raise UserError("settings still to be chosen: output")
+
+
+def build_ngrams(order: int, bits: int, *, dropout: float, rate: float) -> HashedNgrams:
+    """N-gram features of the words since the last line end; see :class:`recurra.nn.hashed.HashedNgrams`."""
+    return HashedNgrams(order, bits, line_end=LINE_END, dropout=dropout, rate=rate)
 
 
 def map_state(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:

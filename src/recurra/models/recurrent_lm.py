@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from recurra import nn as rnn
 from recurra.config import UserError, setting
-from recurra.models.neural import NeuralLM, OutputSettings, Reading, build_output
+from recurra.models.neural import NeuralLM, OutputSettings, build_output
+from recurra.models.protocol import State
 from recurra.nn.characters import CharacterCNN, CharacterLSTM
 from recurra.nn.dropout import LockedDropout
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
@@ -68,13 +69,6 @@ class RecurrentLMSettings(OutputSettings):
             )
 
 
-class LMState(NamedTuple):
-    """What the model remembers: the recurrent stack's own state, and the last words where hashed n-grams need them."""
-
-    recurrent: Any
-    words: Any = ()
-
-
 class RecurrentLM(NeuralLM):
     r"""A language model :math:`P(w_{t+1} \mid w_{1..t}) = \mathrm{softmax}(U h_t + b)`, ``h`` being the stack's output.
 
@@ -111,20 +105,15 @@ class RecurrentLM(NeuralLM):
         self.input_dropout = LockedDropout(settings.input_dropout or 0.0)
         self.output_dropout = LockedDropout(settings.output_dropout or 0.0)
 
-    def start(self, batch_size: int) -> LMState:
-        """The state before anything was read."""
-        words = self.output.hashed.start(batch_size) if self.settings.maxent_order else ()
-        return LMState(self.recurrent.initial_state(batch_size), words)
+    def initial_state(self, batch_size: int) -> State:
+        """The state of the recurrent stack before anything was read."""
+        return self.recurrent.initial_state(batch_size)
 
-    def read(self, inputs: Tensor, state: LMState, *, lengths: Tensor | None = None) -> tuple[Reading, LMState]:
-        """From tokens to the vectors that the output layer sees; see :meth:`NeuralLM.read`."""
-        vectors = self.input_dropout(self.embedding(inputs))  # [time, batch, embedding]
-        hidden, recurrent = self.recurrent(vectors, state.recurrent, lengths=lengths)
-        histories, words = None, state.words
-        if self.settings.maxent_order:
-            histories, words = self.output.hashed.histories(inputs, words)
-        hidden = self.output_dropout(self.output_norm(self.bridge(hidden)))
-        return Reading(hidden, histories), LMState(recurrent, words)
+    def vectors(self, inputs: Tensor, state: State, *, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+        """From tokens to the vectors that the output layer sees; see :meth:`NeuralLM.vectors`."""
+        words = self.input_dropout(self.embedding(inputs))  # [time, batch, embedding]
+        found, state = self.recurrent(words, state, lengths=lengths)
+        return self.output_dropout(self.output_norm(self.bridge(found))), state
 
     def round_to_int8_(self) -> None:
         """Round the matrices of cells and output layer in place to what int8 can say, with a scale for each row.
@@ -146,7 +135,9 @@ class RecurrentLM(NeuralLM):
 def _check(settings: RecurrentLMSettings) -> None:
     """Refuse sizes that are still to be chosen, and tied weights where there are none to tie."""
     missing = [
-        name for name in ("hidden_size", "layers", "embedding_size", "output") if getattr(settings, name) is None
+        name
+        for name in ("hidden_size", "layers", "embedding_size", "output", "tied")
+        if getattr(settings, name) is None
     ]
     if missing:
         raise UserError(f"settings still to be chosen: {', '.join(missing)}")

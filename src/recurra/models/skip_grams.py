@@ -22,6 +22,7 @@ from recurra.text.vocabulary import LINE_END
 Ints: TypeAlias = NDArray[np.integer[Any]]
 NOTHING = -1
 """In a history, what is beyond the line's beginning; in a list of features or pairs, none."""
+AT_ONCE = 2**16  # tokens that are hashed at a time
 
 
 class FeatureType(NamedTuple):
@@ -132,7 +133,7 @@ class TypeCounts:
 
     keys: NDArray[np.int64]
     totals: NDArray[np.int32]
-    row_starts: NDArray[np.int64]
+    row_starts: NDArray[np.int32]
     targets: NDArray[np.int32]
     counts: NDArray[np.int32]
     feature_of: NDArray[np.int32]
@@ -143,10 +144,9 @@ class TypeCounts:
 
         A feature that begins its line has no longer one, so that its pairs have 0.
         """
-        somewhere = np.empty(len(longer.targets), np.int64)  # a position of each longer pair
-        positions = np.flatnonzero(longer.pair_of != NOTHING)
-        somewhere[longer.pair_of[positions]] = positions
-        return np.bincount(self.pair_of[somewhere], minlength=len(self.targets)).astype(np.int32)
+        somewhere = np.empty(len(longer.targets) + 1, np.int32)  # a position of each longer pair; NOTHING's is the last
+        somewhere[longer.pair_of] = np.arange(len(longer.pair_of), dtype=np.int32)
+        return np.bincount(self.pair_of[somewhere[:-1]], minlength=len(self.targets)).astype(np.int32)
 
     def at(self, positions: Ints) -> TypeCounts:
         """The same counts, with features and pairs of some positions only."""
@@ -167,48 +167,69 @@ def count_features(
     Yields:
         The counts of each type. Those of the empty feature are one more for every token of the vocabulary.
     """
-    targets = np.asarray(stream.tokens, np.int64)
-    inputs = np.concatenate([[LINE_END], targets[:-1]])[:, None]
-    window = max(1, *(kind.span for kind in types))
-    history = histories(inputs, np.full((window, 1), NOTHING))[:, :, 0]
-    for kind, (keys, fires) in zip(types, feature_keys(history, types), strict=True):
-        if not kind.span:
-            yield _count_tokens(keys, targets, vocabulary_size)
-            continue
-        positions = np.flatnonzero(fires)
-        features, feature_of, totals = _grouped(keys[positions])
-        if kind.skipped and min_count > 1:
-            kept = totals >= min_count
-            renumbered = np.cumsum(kept) - 1
-            positions, feature_of = positions[kept[feature_of]], renumbered[feature_of[kept[feature_of]]]
-            features, totals = features[kept], totals[kept]
-        pairs, pair_of, counts = _grouped(feature_of * vocabulary_size + targets[positions])
-        yield TypeCounts(
-            keys=features,
-            totals=totals.astype(np.int32),
-            row_starts=np.searchsorted(pairs, np.arange(len(features) + 1) * vocabulary_size),
-            targets=(pairs % vocabulary_size).astype(np.int32),
-            counts=counts.astype(np.int32),
-            feature_of=_placed(feature_of, positions, len(targets)),
-            pair_of=_placed(pair_of, positions, len(targets)),
-        )
+    # Each type is counted by a call of its own, whose arrays are gone when it returns: they are what takes memory.
+    for kind in types:
+        if kind.span:
+            yield _count_type(stream.tokens, vocabulary_size, kind, min_count if kind.skipped else 1)
+        else:
+            yield _count_tokens(stream.tokens, vocabulary_size)
 
 
-def _count_tokens(keys: NDArray[np.int64], targets: NDArray[np.int64], vocabulary_size: int) -> TypeCounts:
+def _count_tokens(tokens: Ints, vocabulary_size: int) -> TypeCounts:
     """The counts of the empty feature, which fires everywhere, plus one for every token."""
-    counts = np.bincount(targets, minlength=vocabulary_size).astype(np.int32) + np.int32(1)
+    counts = np.bincount(tokens, minlength=vocabulary_size).astype(np.int32) + np.int32(1)
     return TypeCounts(
-        keys=keys[:1],
+        keys=np.zeros(1, np.int64),  # as feature_keys hashes no words
         totals=counts.sum(keepdims=True, dtype=np.int32),
-        row_starts=np.array([0, vocabulary_size]),
+        row_starts=np.array([0, vocabulary_size], np.int32),
         targets=np.arange(vocabulary_size, dtype=np.int32),
         counts=counts,
-        feature_of=np.zeros(len(targets), np.int32),
-        pair_of=targets.astype(np.int32),
+        feature_of=np.zeros(len(tokens), np.int32),
+        pair_of=tokens.astype(np.int32),
     )
 
 
-def _grouped(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _count_type(tokens: Ints, vocabulary_size: int, kind: FeatureType, min_count: int) -> TypeCounts:
+    """The counts of one type, leaving out features seen fewer than `min_count` times."""
+    keys, positions = _features(tokens, kind)
+    features, feature_of, totals = _grouped(keys)
+    del keys
+    if min_count > 1:
+        often = totals >= min_count
+        kept = often[feature_of]
+        renumbered = np.cumsum(often, dtype=np.int32) - 1
+        positions, feature_of = positions[kept], renumbered[feature_of[kept]]
+        features, totals = features[often], totals[often]
+    wanted = feature_of.astype(np.int64)
+    wanted *= vocabulary_size
+    wanted += tokens[positions]
+    pairs, pair_of, counts = _grouped(wanted)
+    del wanted
+    return TypeCounts(
+        keys=features,
+        totals=totals,
+        row_starts=np.searchsorted(pairs, np.arange(len(features) + 1) * vocabulary_size).astype(np.int32),
+        targets=(pairs % vocabulary_size).astype(np.int32),
+        counts=counts,
+        feature_of=_placed(feature_of, positions, len(tokens)),
+        pair_of=_placed(pair_of, positions, len(tokens)),
+    )
+
+
+def _features(tokens: Ints, kind: FeatureType) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The hashes of a text's features of one type, and before which tokens they stand."""
+    keys, fires = np.empty(len(tokens), np.int64), np.empty(len(tokens), np.bool_)
+    last, before = np.array([LINE_END]), np.full((kind.span, 1), NOTHING, np.int32)
+    for start in range(0, len(tokens), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        inputs = np.concatenate([last, tokens[part][:-1]])
+        history = histories(inputs[:, None], before)
+        keys[part], fires[part] = next(feature_keys(history[:, :, 0], [kind]))
+        last, before = tokens[part][-1:], history[:, -1]
+    return keys[fires], np.flatnonzero(fires).astype(np.int32)
+
+
+def _grouped(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
     """The different values, ascending; the number of each value among them; how often each comes.
 
     As ``numpy.unique`` does, by a sort that need not be stable, which is several times as fast.
@@ -218,13 +239,14 @@ def _grouped(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     first = np.empty(len(values), np.bool_)
     first[:1] = True
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    numbers = np.empty(len(values), np.int64)
-    numbers[order] = np.cumsum(first) - 1
+    numbers = np.empty(len(values), np.int32)
+    numbers[order] = np.cumsum(first, dtype=np.int32) - np.int32(1)
+    del order
     starts = np.flatnonzero(first)
-    return ordered[starts], numbers, np.diff(starts, append=len(values))
+    return ordered[starts], numbers, np.diff(starts, append=len(values)).astype(np.int32)
 
 
-def _placed(numbers: NDArray[np.int64], positions: NDArray[np.int64], length: int) -> NDArray[np.int32]:
+def _placed(numbers: NDArray[np.int32], positions: NDArray[np.int32], length: int) -> NDArray[np.int32]:
     """An array with `numbers` at `positions` and `NOTHING` elsewhere."""
     placed = np.full(length, NOTHING, np.int32)
     placed[positions] = numbers

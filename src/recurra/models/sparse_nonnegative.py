@@ -44,6 +44,7 @@ RATIO_BUCKETS = 8  # of ratios of counts
 CODES = COUNT_BUCKETS * RATIO_BUCKETS  # below 256
 PARTS = (0, TOTAL_BUCKETS * COUNT_BUCKETS, TOTAL_BUCKETS * COUNT_BUCKETS + CODES)  # where a type's weights have parts
 WEIGHTS = PARTS[-1] + TOTAL_BUCKETS * RATIO_BUCKETS  # of a type
+SPAN = 2**16  # pairs that are worked on at a time, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +117,25 @@ class SparseNonnegativeLM:
     ) -> Self:
         """Count the features of a text, and learn from it how to weigh them.
 
+        At the peak the default feature types take some 240 bytes of memory a token, and 100 MB for the events; half of
+        it stays, as the matrix. Of short texts the allocator keeps more: it was 400 bytes a token in all for the 2
+        million of WikiText-2, 240 for 12 million of a Zipf distribution. By that 20 GB are enough for some 70 million
+        tokens; for more, take fewer skip-grams or a higher ``skip_min_count``.
+
         Raises:
-            UserError: the text is empty.
+            UserError: the text is empty, or has ids outside the vocabulary.
         """
         begun = time.perf_counter()
         if len(stream) == 0:
             raise UserError("there is nothing to count: the text has no tokens; give one with at least one line")
+        lowest, highest = int(stream.tokens.min()), int(stream.tokens.max())
+        if lowest < 0 or highest >= len(vocabulary):
+            raise UserError(
+                f"expected ids from 0 to {len(vocabulary) - 1}, got {lowest} to {highest}: the text was encoded with"
+                " another vocabulary; encode it with this one"
+            )
         types = settings.types
-        events = np.random.default_rng(SEED).permutation(len(stream))[: settings.adjust_events]
+        events = np.random.default_rng(SEED).permutation(len(stream))[: settings.adjust_events].copy()
         tables = count(stream, len(vocabulary), types, events, min_count=settings.skip_min_count)
         features = sum(len(table.counts.keys) for table in tables)
         pairs = sum(len(table.counts.targets) for table in tables)
@@ -153,7 +165,13 @@ class SparseNonnegativeLM:
     def from_tensors(
         cls, settings: SparseNonnegativeLMSettings, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]
     ) -> Self:
-        """The model back from its tensors, which may be mapped into memory."""
+        """The model back from its tensors, which may be mapped into memory.
+
+        Raises:
+            UserError: tensors are missing, or are not those of these feature types and this vocabulary. Only sizes and
+                ends are looked at, as reading all entries would take long.
+        """
+        _check(settings.types, len(vocabulary), tensors)
         return cls(settings, len(vocabulary), tensors)
 
     def start(self, batch_size: int) -> Tensor:
@@ -225,7 +243,7 @@ class TypeTable:
     fewest: int
     extensions: NDArray[np.int32]
     only_extension: NDArray[np.bool_]
-    histogram_starts: NDArray[np.int64]
+    histogram_starts: NDArray[np.int32]
     codes: NDArray[np.uint8]
     masses: NDArray[np.int32]
 
@@ -243,40 +261,53 @@ def count(
         min_count: Skip-grams seen fewer times than this are left out.
     """
     tables: list[TypeTable] = []
-    counted = itertools.chain(count_features(stream, vocabulary_size, types, min_count), [None])
-    for kind, (counts, longer) in zip(types, itertools.pairwise(counted), strict=True):
-        assert counts is not None
-        extensions = np.zeros(len(counts.targets), np.int32)
-        only_extension = np.zeros(len(events), np.bool_)
-        if len(tables) + 1 < len(types) and not types[len(tables) + 1].skipped:
-            assert longer is not None
+    counted = count_features(stream, vocabulary_size, types, min_count)
+    longer: TypeCounts | None = None
+    for number, kind in enumerate(types, 1):
+        counts = next(counted) if longer is None else longer
+        longer = None
+        # Where they would all be alike, they take no memory.
+        extensions = np.broadcast_to(np.int32(0), len(counts.targets))
+        only_extension = np.broadcast_to(np.False_, len(events))
+        if number < len(types) and not types[number].skipped:
+            longer = next(counted)
             extensions = counts.extensions(longer)
             only_extension = np.append(longer.counts == 1, False)[longer.pair_of[events]]  # the last one is NOTHING's
-        tables.append(
-            TypeTable(
-                counts.at(events),
-                min_count if kind.skipped else 1,
-                extensions,
-                only_extension,
-                *_histograms(counts, pair_codes(counts.counts, extensions)),
-            )
-        )
+        fewest = min_count if kind.skipped else 1
+        histogram = _histograms(counts, extensions)
+        tables.append(TypeTable(counts.at(events), fewest, extensions, only_extension, *histogram))
+        del counts  # before the next type takes its memory
     return tables
 
 
 def _histograms(
-    counts: TypeCounts, codes: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32]]:
+    counts: TypeCounts, extensions: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int32]]:
     """Sum up each feature's counts by code: offsets of features, and of the end; codes; sums."""
-    features = np.repeat(np.arange(len(counts.keys)), np.diff(counts.row_starts))
-    places = features * CODES + codes
-    order = np.argsort(places)
-    places = places[order]
-    starts = np.flatnonzero(np.diff(places, prepend=NOTHING))
-    masses = np.add.reduceat(counts.counts[order], starts) if len(starts) else np.empty(0, np.int32)
-    places = places[starts]
-    offsets: NDArray[np.int64] = np.searchsorted(places, np.arange(len(counts.keys) + 1) * CODES)
-    return offsets, (places % CODES).astype(np.uint8), masses
+    sizes, codes, masses = [np.zeros(1, np.int32)], [np.empty(0, np.uint8)], [np.empty(0, np.int32)]
+    for features, pairs, owners in _spans(counts.row_starts):
+        seen = counts.counts[pairs]
+        places = owners * CODES + pair_codes(seen, extensions[pairs])
+        order = np.argsort(places)
+        places = places[order]
+        starts = np.flatnonzero(np.diff(places, prepend=NOTHING))
+        masses.append(np.add.reduceat(seen[order], starts))
+        codes.append((places[starts] % CODES).astype(np.uint8))
+        own = np.bincount(places[starts] // CODES, minlength=features.stop - features.start)
+        sizes.append(own.astype(np.int32))
+    return np.cumsum(np.concatenate(sizes), dtype=np.int32), np.concatenate(codes), np.concatenate(masses)
+
+
+def _spans(row_starts: Ints) -> Iterator[tuple[slice, slice, NDArray[np.int64]]]:
+    """Ranges of features that have some `SPAN` pairs, the range of these, and the feature of each, as its number there.
+
+    Args:
+        row_starts: Offset of each feature's first pair, and of the end, [F + 1].
+    """
+    bounds = np.searchsorted(row_starts[:-1], np.arange(0, row_starts[-1], SPAN))
+    for first, end in itertools.pairwise(np.unique([*bounds, len(row_starts) - 1]).tolist()):
+        owners = np.repeat(np.arange(end - first), np.diff(row_starts[first : end + 1]))
+        yield slice(first, end), slice(int(row_starts[first]), int(row_starts[end])), owners
 
 
 def buckets(numbers: NDArray[Any], limit: int) -> NDArray[np.int64]:
@@ -430,30 +461,81 @@ def learn_adjustment(
     return learnt
 
 
-def matrix(tables: Sequence[TypeTable], weights: Floats) -> dict[str, Tensor]:
-    """The matrix M of counts and adjustment, as :meth:`SparseNonnegativeLM.tensors` describes it."""
-    values, sums, row_starts = [], [], []
-    pairs = 0
-    for table, own in zip(tables, weights, strict=True):
-        counts = table.counts
-        targets = np.diff(counts.row_starts)
-        owners = np.repeat(np.arange(len(targets)), targets)
-        places = weight_places(counts.totals, targets, owners, pair_codes(counts.counts, table.extensions))
-        value = (np.exp(own[places].sum(0)) * counts.counts / counts.totals[owners]).astype(np.float32)
-        values.append(value)
-        sums.append(np.bincount(owners, value, len(targets)).astype(np.float32))
-        row_starts.append(counts.row_starts[:-1] + pairs)
-        pairs += len(value)
+def matrix(tables: list[TypeTable], weights: Floats) -> dict[str, Tensor]:
+    """The matrix M of counts and adjustment, as :meth:`SparseNonnegativeLM.tensors` describes it.
+
+    Args:
+        tables: Counts of each type; they are taken out of the list one by one, so that they and the matrix are never in
+            memory both whole.
+        weights: Weights of the adjustment, [K, WEIGHTS].
+    """
+    type_starts = np.cumsum([0, *(len(table.counts.keys) for table in tables)])
+    pairs = sum(len(table.counts.targets) for table in tables)
     offsets = np.int32 if pairs <= np.iinfo(np.int32).max else np.int64
-    arrays = {
-        "type_starts": np.cumsum([0, *(len(table.counts.keys) for table in tables)]),
-        "keys": np.concatenate([table.counts.keys for table in tables]),
-        "sums": np.concatenate(sums),
-        "row_starts": np.concatenate([*row_starts, [pairs]]).astype(offsets),
-        "targets": np.concatenate([table.counts.targets for table in tables]),
-        "weights": np.concatenate(values),
-    }
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("keys", "sums", "row_starts", "targets", "weights")}
+    begin = 0  # of the type's pairs
+    for own in weights:
+        table = tables.pop(0)
+        counts = table.counts
+        sums, values = np.empty(len(counts.keys), np.float32), np.empty(len(counts.targets), np.float32)
+        for rows, part, owners in _spans(counts.row_starts):
+            totals, seen = counts.totals[rows], counts.counts[part]
+            targets = np.diff(counts.row_starts[rows.start : rows.stop + 1])
+            places = weight_places(totals, targets, owners, pair_codes(seen, table.extensions[part]))
+            values[part] = np.exp(own[places].sum(0)) * seen / totals[owners]
+            sums[rows] = np.bincount(owners, values[part], len(totals))
+        row_starts = np.add(counts.row_starts[:-1], begin, dtype=offsets)
+        columns: tuple[NDArray[Any], ...] = (counts.keys, sums, row_starts, counts.targets, values)
+        for name, array in zip(parts, columns, strict=True):
+            parts[name].append(array)
+        begin += len(values)
+        del table, counts
+    parts["row_starts"].append(np.array([pairs], offsets))
+    arrays = {"type_starts": type_starts, **{name: np.concatenate(parts.pop(name)) for name in tuple(parts)}}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _check(types: Sequence[FeatureType], vocabulary_size: int, tensors: Mapping[str, Tensor]) -> None:
+    """Say whether tensors can be the matrix of these types, without reading all of them.
+
+    Raises:
+        UserError: they cannot.
+    """
+    integers, floats = (torch.int32, torch.int64), (torch.float32,)
+    columns = {
+        "type_starts": integers[1:],
+        "keys": integers[1:],
+        "sums": floats,
+        "row_starts": integers,
+        "targets": integers[:1],
+        "weights": floats,
+    }
+    if strange := columns.keys() ^ tensors.keys():
+        raise _foreign(f"{min(strange)} is missing or one too many")
+    for name, dtypes in columns.items():
+        tensor = tensors[name]
+        if tensor.dtype not in dtypes or tensor.ndim != 1:
+            raise _foreign(f"{name}: expected one dimension of {dtypes[0]}, found {tensor.ndim} of {tensor.dtype}")
+    type_starts, row_starts = tensors["type_starts"], tensors["row_starts"]
+    if len(type_starts) != len(types) + 1:
+        raise _foreign(f"expected {len(types)} feature types by the settings, found {len(type_starts) - 1}")
+    if type_starts[0] != 0 or (type_starts.diff() < 0).any():
+        raise _foreign("the types do not ascend")
+    features, pairs = int(type_starts[-1]), len(tensors["targets"])
+    for name, length in {"keys": features, "sums": features, "row_starts": features + 1, "weights": pairs}.items():
+        if len(tensors[name]) != length:
+            raise _foreign(f"{name}: expected {length} entries by the other tensors, found {len(tensors[name])}")
+    if row_starts[0] != 0 or row_starts[-1] != pairs:
+        raise _foreign(f"expected rows of {pairs} pairs, found {int(row_starts[-1] - row_starts[0])}")
+    if type_starts[1] != 1 or row_starts[1] != vocabulary_size:  # the empty feature's row has every token
+        raise _foreign(f"expected a vocabulary of {vocabulary_size} tokens, found {int(row_starts[1:2].sum())}")
+
+
+def _foreign(what: str) -> UserError:
+    return UserError(
+        f"weights of a sparse non-negative matrix: {what}; the file belongs to another model, or its settings were"
+        " changed: restore it or train again"
+    )
 
 
 def _ragged(starts: Ints, ends: Ints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from recurra.config import UserError
 from recurra.nn.hashed import ABSENT, HashedNgrams, row_gradient, row_sums
+from recurra.nn.products import linear
 from recurra.nn.rows import is_row_sparse
 from recurra.nn.softmax import unigram_log_probs
 
@@ -42,6 +43,12 @@ class ClassSoftmax(nn.Module):
 
     ``s`` being sums of n-gram weights, where there is a table of them. A class is a range of neighbouring ids, so of
     words of about the same frequency (:func:`class_bounds`).
+
+    A training step computes few scores, but the gradients of the words' matrix and bias are dense: writing them, and
+    the optimiser's own pass over all words, take time in proportion to V times features. That is on purpose. Were only
+    the rows of a batch's classes updated, Adam and RMSProp would have to do so lazily, and the classes hold so much of
+    a usual vocabulary in every batch that hardly any row would be spared. Only the n-grams' table is updated by rows;
+    for millions of words the sampled layers (:mod:`recurra.nn.sampled`) are the ones to take.
 
     Args:
         features: size of the hidden vectors; 0 where the n-grams are all there is.
@@ -122,8 +129,8 @@ class ClassSoftmax(nn.Module):
         if torch.is_grad_enabled():
             return self._all(tokens, parameters).gather(1, tokens.targets[:, None]).view(shape)
         found = tokens.hidden.new_empty(len(tokens.targets))
-        for rows in self._chunks(tokens):
-            found[rows] = self._scored(tokens.select(rows), parameters).of_targets()
+        for numbers in self._chunks(tokens):
+            found[numbers] = self._scored(tokens.select(numbers), parameters).of_targets()
         return found.view(shape)
 
     def _parameters_now(self) -> _Parameters:
@@ -166,8 +173,9 @@ class ClassSoftmax(nn.Module):
     def _all(self, tokens: _Tokens, parameters: _Parameters) -> Tensor:
         """Log-probabilities ``[n, V]`` of all words, the plain way."""
         n = len(tokens.hidden)
-        classes = F.linear(tokens.hidden, parameters.class_weight, parameters.class_bias)
-        words = F.linear(tokens.hidden, parameters.weight, parameters.bias)
+        product = F.linear if torch.is_grad_enabled() else linear
+        classes = product(tokens.hidden, parameters.class_weight, parameters.class_bias)
+        words = product(tokens.hidden, parameters.weight, parameters.bias)
         if parameters.table is not None:
             blocks = torch.arange(self.all_blocks, device=words.device)
             owners = torch.arange(n, device=words.device).repeat_interleave(len(blocks))
@@ -246,10 +254,10 @@ class _Tokens(NamedTuple):
     histories: Tensor | None
     weights: Tensor | None
 
-    def select(self, rows: Tensor) -> _Tokens:
+    def select(self, numbers: Tensor) -> _Tokens:
         """Some of them, by number."""
-        features = (None if value is None else value[rows] for value in (self.histories, self.weights))
-        return _Tokens(self.hidden[rows], self.targets[rows], *features)
+        features = (None if value is None else value[numbers] for value in (self.histories, self.weights))
+        return _Tokens(self.hidden[numbers], self.targets[numbers], *features)
 
 
 class _Parameters(NamedTuple):
@@ -334,16 +342,19 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradients = [torch.zeros_like(x) if wants else None for x, wants in zip(dense, wanted, strict=False)]
         hidden, class_weight, class_bias, weight, bias = gradients
         nats = tokens.hidden.new_zeros(())
-        looked_up: list[tuple[Tensor, Tensor, Tensor]] = []
-        for rows in layer._chunks(tokens):
-            part = tokens.select(rows)
+        table: Tensor | None = None  # its gradient, of the rows alone or of all
+        if parameters.table is not None and wanted[-1] and not sparse:
+            table = torch.zeros_like(parameters.table)
+        for numbers in layer._chunks(tokens):
+            part = tokens.select(numbers)
             scored = layer._scored(part, parameters)
             nats -= scored.of_targets().sum()
             if not any(wanted):
                 continue
             deltas = scored.deltas()
-            if scored.rows is not None and scored.weights is not None and wanted[-1]:
-                looked_up.append((scored.rows, scored.weights, deltas))
+            if parameters.table is not None and scored.rows is not None and scored.weights is not None and wanted[-1]:
+                rows = row_gradient(scored.rows, scored.weights, deltas, len(parameters.table))
+                table = rows if table is None else table.add_(rows)  # the sum of coalesced ones is coalesced
             of_hidden = torch.zeros_like(part.hidden) if hidden is not None else None
             for group in scored.groups:
                 delta = group.of(deltas)[:, : len(group.bias)]
@@ -356,12 +367,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 if of_hidden is not None:
                     of_hidden[group.tokens].addmm_(delta, group.weight)
             if hidden is not None and of_hidden is not None:
-                hidden[rows] = of_hidden
-        table = None
-        if parameters.table is not None and looked_up:
-            table_rows, weights, table_deltas = (torch.cat(parts) for parts in zip(*looked_up, strict=True))
-            table = row_gradient(table_rows, weights, table_deltas, len(parameters.table))
-            table = table if sparse else table.to_dense()
+                hidden[numbers] = of_hidden
         return nats, (*gradients, table)
 
     @staticmethod
@@ -441,10 +447,10 @@ def collisions(layer: ClassSoftmax, tokens: NDArray[np.integer[Any]], *, most_pa
         raise ValueError("collisions: the layer has no n-gram features")
     known: list[list[Tensor]] = [[] for _ in range(hashed.features)]
     every, held = 1, 0
-    state = hashed.start(1).cpu()
-    last = torch.tensor([hashed.line_end])
+    state = hashed.start(1)
+    last = torch.tensor([hashed.line_end], device=state.device)
     for start in range(0, len(tokens), TOKENS_PER_COUNT):
-        targets = torch.from_numpy(np.asarray(tokens[start : start + TOKENS_PER_COUNT], np.int64))
+        targets = torch.from_numpy(np.asarray(tokens[start : start + TOKENS_PER_COUNT], np.int64)).to(state.device)
         histories, state = hashed.histories(torch.cat([last, targets[:-1]])[:, None], state)
         last = targets[-1:]
         owners, blocks, _ = layer._lookups(layer.class_of[targets])

@@ -54,10 +54,10 @@ class HashedNgrams(nn.Module):
     Args:
         order: words of the longest n-gram, 2 or more.
         bits: the table has ``2**bits`` weights, all zero at the start.
-        width: weights of a row; a power of two. 16 float32 are a cache line.
         line_end: the token that ends a line.
-        dropout: probability that a feature of a token is dropped, in training only; others weigh ``1 / (1 - dropout)``.
         rate: learning rate that the table asks for (:meth:`optimizer_options`).
+        dropout: probability that a feature of a token is dropped, in training only; others weigh ``1 / (1 - dropout)``.
+        width: weights of a row; a power of two. 16 float32 are a cache line.
 
     Raises:
         UserError: a size that cannot be.
@@ -68,12 +68,12 @@ class HashedNgrams(nn.Module):
     def __init__(
         self,
         order: int,
-        bits: int = 22,
+        bits: int,
         *,
-        width: int = 16,
-        line_end: int = 1,
+        line_end: int,
+        rate: float,
         dropout: float = 0.0,
-        rate: float = 0.1,
+        width: int = 16,
     ) -> None:
         super().__init__()
         if order < 2:

@@ -2,9 +2,9 @@
 
 Of a table with a row for each of V words, a step reads a few thousand. The gradient of the others is zero, and need
 not be written down: a step then costs the same whatever V is. :func:`rows` reads a table so, and a module says which of
-its parameters it reads in no other way in ``read_by_rows``, a tuple of their names. Whether the gradient of a table is
-made of rows is a mark on the parameter itself, so that all who share it agree; it depends on all of them and on the
-optimiser: :func:`recurra.optimization.build_optimizer` sets it.
+its parameters it reads in no other way in training in ``read_by_rows``, a tuple of their names; in evaluation it may
+read all of them. Whether the gradient of a table is made of rows is a mark on the parameter itself, so that all who
+share it agree; it depends on all of them and on the optimiser: :func:`recurra.optimization.build_optimizer` sets it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def is_row_sparse(parameter: Tensor) -> bool:
 
 
 def tables(model: nn.Module) -> list[tuple[nn.Parameter, list[nn.Module]]]:
-    """The parameters of a model that are read by rows alone, each with the modules that own it.
+    """The parameters of a model that training reads by rows alone, each with the modules that own it.
 
     A weight that an embedding shares with an output layer over all words is none.
     """

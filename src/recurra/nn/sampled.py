@@ -261,7 +261,7 @@ class DistinctDraws:
         self.tries, self.log_expected = math.inf, torch.zeros_like(probabilities)
         if samples == self.words:
             return
-        log_missed = torch.log1p(-probabilities)
+        log_missed = torch.log1p(-probabilities.clamp(max=1 - 2**-53))  # one may be 1 to within rounding
         self.tries = _solve_tries(log_missed, samples)
         self.log_expected = (-torch.expm1(self.tries * log_missed)).log()
         # Either way the draws are the same in distribution. Where most words are drawn, most draws would be repeats.
@@ -302,5 +302,5 @@ def _solve_tries(log_missed: Tensor, samples: int) -> float:
         slope = -(log_missed * (1 - expected)).sum()
         step = float((samples - expected.sum()) / slope)
         tries += step
-        if step <= 1e-9 * tries:
+        if not step > 1e-9 * tries:
             return tries
