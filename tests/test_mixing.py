@@ -109,6 +109,9 @@ def test_what_cannot_be_mixed_is_said_in_one_line(models, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             mix(folders, tmp_path / "m", valid)
+        assert not (tmp_path / "m").exists()
+    with pytest.raises(UserError, match="1 to 1,000,000 words"):
+        mix([models / "lstm"], tmp_path / "m", valid, cache=10**9)
     with pytest.raises(UserError, match="cannot take the place"):
         mix([models / "lstm"], models / "lstm", valid, overwrite=True)
     for flags in (

@@ -75,7 +75,7 @@ def test_what_cannot_be_planned_is_said_in_one_line():
         ("kneser-ney-5", {}, "made by counting"),
         ("lstm", {}, "unknown preset"),
         ("lstm-2048-512", {"peak": 1e12}, "give both"),
-        ("lstm-2048-512", {"vocabulary_size": 2}, "vocabulary of more than 2"),
+        ("lstm-2048-512", {"vocabulary_size": 2}, "vocabulary of 3 to"),
         ("lstm-2048-512", {"scale": 1.0}, "samples: expected 1 to 2000"),
         ("lstm-2048-512", {"peak": float("nan"), "bandwidth": 1e9}, "peak of other hardware"),
         ("lstm-2048-512", {"peak": 1e12, "bandwidth": 0.0}, "bandwidth of other hardware"),

@@ -83,6 +83,11 @@ def test_a_scale_that_is_none_is_refused(scale):
         PRESETS["lstm-2048-512"].scaled(scale)
 
 
+def test_a_scale_beyond_all_machines_is_refused():
+    with pytest.raises(UserError, match="layers of 2,048,000 units"):
+        PRESETS["lstm-2048-512"].scaled(1000)
+
+
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'lstm-2048-512'"):
         find_preset("lstm-2048")

@@ -131,9 +131,8 @@ def test_a_preset_cannot_change_on_resuming(text, tmp_path):
         recurra.train_lm(directory=tmp_path / "m", preset="kneser-ney-5", kind="lm", resume=True)
 
 
-def test_what_was_converted_cannot_be_resumed(text, tmp_path):
-    recurra.train_lm(text, tmp_path / "m", kind="ngram", tokenizer="whitespace", order=2, discount_fallback=True)
-    recurra.load(tmp_path / "m").save(tmp_path / "copy")
+def test_what_was_not_trained_there_cannot_be_resumed(text, tmp_path):
+    recurra.train_lm(text, tmp_path / "m", **SHORT).lm.save(tmp_path / "copy")
     with pytest.raises(UserError, match="not trained there"):
         recurra.train_lm(directory=tmp_path / "copy", resume=True)
 

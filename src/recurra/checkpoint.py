@@ -63,7 +63,7 @@ class CheckpointError(UserError):
     """A model directory or a file of it that cannot be used; the text says which and why."""
 
 
-def prepare_directory(directory: Path, *, overwrite: bool, resume: bool) -> None:
+def prepare_directory(directory: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Make ``directory`` ready to take a model, or say why it is not.
 
     Raises:
@@ -74,7 +74,8 @@ def prepare_directory(directory: Path, *, overwrite: bool, resume: bool) -> None
         raise UserError(f"{directory}: expected a folder for the model, found a file; choose another with -o")
     if (directory / SETTINGS).exists() and not (overwrite or resume):
         raise UserError(
-            f"{directory}: already holds a model; give --overwrite to replace it or --resume to go on training"
+            f"{directory}: already holds a model; give --overwrite to replace it, or --resume to go on with its"
+            " training"
         )
     if (directory / SETTINGS).exists() and not resume:
         read_settings(directory)  # only a model is ever replaced

@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _no_command(words)
     command = COMMANDS[name]
     parser = ArgumentParser(prog=f"recurra {name}", description=command.help)
-    command.flags(parser)
     try:
+        command.flags(parser)
         return command.run(parser.parse_args(words[len(name.split()) :]))
     except UserError as error:
         return complain(str(error), 2)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _no_command(words: Sequence[str]) -> int:
     """Help, version, or a word that is no command."""
-    listing = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
+    listing = "\n".join(f"  {name:<14}{command.help}" for name, command in COMMANDS.items())
     parser = ArgumentParser(
         prog="recurra",
         usage="recurra COMMAND ...",

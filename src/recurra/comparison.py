@@ -24,7 +24,7 @@ from recurra.presets import PRESETS
 from recurra.recipes import train_lm
 from recurra.text.batches import TokenStream
 from recurra.text.corpora import CorpusSettings, open_corpus
-from recurra.text.tokenizer import TokenizerSettings
+from recurra.text.tokenizer import TokenizerSettings, word_kind
 from recurra.training import Diverged, TrainingSettings, Watcher
 
 __all__ = ["SYSTEMS", "Comparison", "Row", "System", "compare"]
@@ -130,6 +130,7 @@ class Comparison:
     """The rows so far, and the signal that stopped it, if one did: then it goes on where it was when called again."""
 
     rows: list[Row]
+    tokenizer: str
     stopped: signal.Signals | None = None
 
 
@@ -179,7 +180,9 @@ def compare(
     if strange := [name for name in settings if name not in shared]:
         raise UserError(f"{strange[0]}: expected a setting of corpus, tokenizer or training, for all systems alike")
     settings = json.loads(json.dumps(settings, default=str))
-    protocol = {"corpus": str(corpus), "text": _digest(corpus, settings), "minutes": minutes, "scale": scale}
+    text, kind = _look_at(corpus, settings)
+    settings["tokenizer"] = settings.get("tokenizer") or kind  # the table is of words, unless something else is asked
+    protocol = {"corpus": str(corpus), "text": text, "minutes": minutes, "scale": scale}
     run = _Run(corpus, directory, {**protocol, "settings": settings}, watch, say)
     for system in SYSTEMS:
         if systems is None or system.name in systems:
@@ -187,17 +190,17 @@ def compare(
             stopped = run.make(system)
             run.write()
             if stopped:
-                return Comparison(run.rows(), stopped)
+                return Comparison(run.rows(), settings["tokenizer"], stopped)
     for mixture in MIXTURES:
         if len(run.whole()) > 1:
             say(f"--- {mixture.name}")
             run.mix(mixture)
             run.write()
-    return Comparison(run.rows())
+    return Comparison(run.rows(), settings["tokenizer"])
 
 
-def _digest(corpus: str | Path, settings: Mapping[str, Any]) -> str:
-    """SHA-256 of all parts of a corpus; rows of one table are made of the same text.
+def _look_at(corpus: str | Path, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """SHA-256 of all parts of a corpus, as rows of one table are made of the same text; and what its words are.
 
     Raises:
         UserError: it cannot be read, or read twice, or has no part to validate or test on.
@@ -214,7 +217,7 @@ def _digest(corpus: str | Path, settings: Mapping[str, Any]) -> str:
         for line in text.lines():
             digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
         digest.update(b"\0")
-    return digest.hexdigest()
+    return digest.hexdigest(), word_kind(opened.train)
 
 
 class _Run:
@@ -242,13 +245,15 @@ class _Run:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / ROW, identity)
+        begun = (folder / SETTINGS).exists()
         try:
             outcome = train_lm(
                 self.corpus,
                 folder,
                 preset=system.preset,
                 scale=self.protocol["scale"] * system.scale if system.preset else 1.0,
-                resume=(folder / SETTINGS).exists(),
+                resume=begun and not KINDS[system.kind].counted,
+                overwrite=begun and KINDS[system.kind].counted,
                 watch=self.watch,
                 say=self.say,
                 **self._settings(system),
@@ -296,7 +301,7 @@ class _Run:
         rows = self.rows()
         write_json(self.directory / "table.json", {"protocol": self.protocol, "rows": [asdict(row) for row in rows]})
         with written_whole(self.directory / "table.md") as file:
-            file.write(table(rows, str(self.corpus)))
+            file.write(table(rows, str(self.corpus), self.protocol["settings"]["tokenizer"]))
         numbers = [(row.name, row.test) for row in rows if row.test is not None and math.isfinite(row.test)]
         with suppress(UserError):  # without matplotlib there is no picture
             bars(numbers, self.directory / "table.png", label=f"test perplexity, {self.corpus}")
@@ -349,10 +354,11 @@ def _row(system: System, folder: Path) -> Row:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row], corpus: str) -> str:
-    """The rows as a Markdown table."""
+def table(rows: Sequence[Row], corpus: str, tokenizer: str) -> str:
+    """The rows as a Markdown table: perplexities are per token, of the kind that the tokenizer makes."""
     head = (
-        f"| system | published (1B words) | valid, {corpus} | test | parameters | training | words/s | size |",
+        f"| system | published (1B words) | valid, {corpus} ({tokenizer}) | test | parameters | training | words/s"
+        " | size |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     )
     lines = []
@@ -366,12 +372,20 @@ def table(rows: Sequence[Row], corpus: str) -> str:
             _number(row.valid, 1),
             _number(row.test, 1),
             _number(row.parameters, 0),
-            "" if row.training_seconds is None else f"{row.training_seconds / 60:.1f} min",
+            "" if row.training_seconds is None else _duration(row.training_seconds),
             _number(row.words_per_second, 0),
-            "" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f} MB",
+            ""
+            if row.size_bytes is None
+            else f"{row.size_bytes / 1e6:,.1f} MB"
+            if row.size_bytes >= 1e5
+            else f"{row.size_bytes / 1e3:,.1f} kB",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*head, *lines]) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _number(value: float | None, digits: int) -> str:

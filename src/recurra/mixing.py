@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recurra import distributed
 from recurra.checkpoint import clear_directory, prepare_directory
@@ -64,7 +65,8 @@ def mix(
         raise UserError("nothing to mix: name one or more folders of models")
     if len({Path(model).resolve() for model in models}) < len(models):
         raise UserError("a model is named twice: mixing it with itself changes nothing")
-    prepare_directory(directory, overwrite=overwrite, resume=False)
+    if directory.exists():
+        prepare_directory(directory, overwrite=overwrite)
     parts = [load(model) for model in models]
     needed = {path for part in parts for path in (part.path, *part.parts())}
     if directory.resolve() in needed:
@@ -96,6 +98,12 @@ def mix(
     weights = fit_weights(log_probs)
     fitted = (dataclasses.replace(each, weight=float(weight)) for each, weight in zip(components, weights, strict=True))
     mixture = assemble(MixtureSettings(components=tuple(fitted), reset=reset), parts)
+    with np.errstate(divide="ignore"):
+        mixed = np.logaddexp.reduce(log_probs + np.log(weights)[:, None].astype(np.float32), axis=0)
+    for path, alone in zip(models, log_probs, strict=True):
+        say(f"perplexity {_perplexity(alone):10.2f}  {path}")
+    say(f"perplexity {_perplexity(mixed):10.2f}  mixture, on the text its weights were chosen on")
+    prepare_directory(directory, overwrite=overwrite)
     clear_directory(directory)
     mixture.save_settings(directory)
     return dataclasses.replace(mixture, path=directory.resolve())
@@ -108,3 +116,8 @@ def _common_reset(paths: Sequence[str | Path], parts: Sequence[LanguageModel]) -
         listed = ", ".join(f"{path} ({reset})" for path, reset in resets.items())
         raise UserError(f"models that start anew in different places cannot read one text together: {listed}")
     return next(iter(resets.values()), "lines")
+
+
+def _perplexity(log_probs: NDArray[np.float32]) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(-log_probs.mean(dtype=np.float64)))

@@ -43,6 +43,7 @@ MOMENTS = {"adam": 2, "adamw": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0, "asgd": 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 PROCESS = 350e6  # bytes of a process that has imported torch and trained nothing
 DIFFERENT = 1 / 3  # of the words of a batch
+MOST_WORDS = 20_000_000
 LETTERS = 7  # of a made-up word, as an English one has on average in a vocabulary
 
 
@@ -119,10 +120,10 @@ def plan(
     chosen = find_preset(preset)
     if KINDS[chosen.kind].counted:
         raise UserError(f"{preset} is made by counting words, not by training steps: there is nothing to plan")
-    if vocabulary_size <= len(SPECIAL) or tokens < 1:
+    if not len(SPECIAL) < vocabulary_size <= MOST_WORDS or tokens < 1:
         raise UserError(
-            f"expected a vocabulary of more than {len(SPECIAL)} words and a text, got {vocabulary_size} words and"
-            f" {tokens} tokens"
+            f"expected a vocabulary of {len(SPECIAL) + 1} to {MOST_WORDS:,} words and a text, got {vocabulary_size:,}"
+            f" words and {tokens:,} tokens"
         )
     if (peak is None) != (bandwidth is None):
         raise UserError("other hardware is described by two numbers: give both its peak and its bandwidth")

@@ -16,6 +16,7 @@ from recurra.config import UserError
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
 
+LARGEST = 1_000_000  # units of a layer
 SIZES = ("hidden_size", "embedding_size", "output_size", "projection_size", "samples", "filters")
 
 
@@ -49,7 +50,10 @@ class Preset:
         def size(value: Any) -> Any:
             return tuple(map(size, value)) if isinstance(value, tuple) else max(1, round(scale * value))
 
-        return {name: size(value) if name in SIZES else value for name, value in self.settings.items()}
+        found = {name: size(value) if name in SIZES else value for name, value in self.settings.items()}
+        if found.get("hidden_size", 0) > LARGEST:
+            raise UserError(f"scale {scale:g} makes layers of {found['hidden_size']:,} units; the most are {LARGEST:,}")
+        return found
 
 
 # Jozefowicz et al. 2016, sections 3 and 4: batches of 128 rows of 20 steps, Adagrad, importance sampling with 8192

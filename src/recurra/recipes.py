@@ -7,7 +7,8 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from recurra import distributed
 from recurra.checkpoint import (
     SETTINGS,
+    WEIGHTS,
     clear_directory,
     prepare_directory,
     read_settings,
@@ -32,7 +34,13 @@ from recurra.optimization import CLIP_NORM, CLIP_NORMS, LEARNING_RATES
 from recurra.presets import find_preset
 from recurra.text.batches import Batch, ContiguousStreams, LineBatches, TokenStream, write_tokens
 from recurra.text.corpora import CorpusSettings, open_corpus
-from recurra.text.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer, tokenizer_from_mapping
+from recurra.text.tokenizer import (
+    Tokenizer,
+    TokenizerSettings,
+    build_tokenizer,
+    tokenizer_from_mapping,
+    word_kind,
+)
 from recurra.training import Trainer, TrainingSettings, Watcher, check_support
 
 __all__ = ["Outcome", "sections", "settle", "train_lm"]
@@ -120,8 +128,12 @@ def train_lm(
     chosen = resolve(sections(kind), base=base, file=config, flags=settings)
     wanted = chosen["training"].device if "training" in chosen else "auto"
     device = distributed.choose_device(None if wanted == "auto" else wanted)
-    if KINDS[kind].counted and distributed.world_size() > 1:
-        raise UserError(f"a model of kind {kind!r} is counted by one process: run the command without torchrun")
+    if KINDS[kind].counted:
+        if resume:
+            raise UserError(f"a model of kind {kind!r} is counted in one go: there is nothing to resume")
+        if distributed.world_size() > 1:
+            raise UserError(f"a model of kind {kind!r} is counted by one process: run the command without torchrun")
+        return _count(kind, sources, directory, chosen, overwrite, say)
     with distributed.process_group(device):
         problem: Exception | None = None
         if distributed.is_writer():
@@ -135,8 +147,6 @@ def train_lm(
                 problem = error
         if not distributed.all_succeeded(problem is None):
             raise problem or SystemExit(2)  # the writing process says why
-        if KINDS[kind].counted:
-            return _count(directory, kind, say)
         return _train(directory, kind, device, resume, watch, say)
 
 
@@ -166,47 +176,46 @@ def _given(config: str | Path | None) -> set[str]:
     return {name for section in (read_file(config) if config else {}).values() for name in section}
 
 
-def _prepare(
-    kind: str,
-    sources: list[str | Path],
-    directory: Path,
-    chosen: dict[str, Any],
-    device: torch.device,
-    say: Callable[[str], None],
-) -> None:
-    """Text to tokens on disk, settings settled and written; an older model there goes only when all this has worked."""
-    if not sources:
-        raise UserError("no corpus given: name a file, a folder or a corpus of `recurra data list`")
-    if "training" in chosen:
-        check_support(chosen["training"], device)
-    corpus = open_corpus(sources, chosen["corpus"])
-    say(f"reading {corpus.name}")
-    tokenizer = build_tokenizer(corpus.train, chosen["tokenizer"])
+@contextmanager
+def _fresh_folder(directory: Path) -> Iterator[Path]:
+    """A folder within a model directory that is gone at the end, unless it was moved into its place."""
     fresh = directory / ".training.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
-        streams = {}
-        for split in SPLITS:
-            text = getattr(corpus, split)
-            if text is not None:
-                streams[split] = write_tokens(text, tokenizer, fresh / split)
-        train, described = streams["train"], ""
-        if "training" in chosen:
-            model, training = settle(kind, chosen["model"], chosen["training"], train, tokenizer)
-            chosen = {**chosen, "model": model, "training": training}
-            with torch.device("meta"):  # without storage: sizes that do not fit are refused here
-                count = KINDS[kind].model(model, tokenizer.vocabulary).parameters_count
-            _check_rows(model, training)
-            _batches(train, model, training, 0)  # a text that is too short is, too
-            described = f"; {_described(model)}, {count:,} parameters"
-        say(
-            f"{len(train):,} tokens ({tokenizer.kind}) to train on, vocabulary {len(tokenizer.vocabulary):,};"
-            f" {KINDS[kind].title}{described}"
-        )
-    except BaseException:
+        yield fresh
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise
+        with suppress(OSError):  # nor is there a directory where nothing was to be kept
+            directory.rmdir()
+
+
+def _read(
+    kind: str, sources: list[str | Path], chosen: Mapping[str, Any], fresh: Path, say: Callable[[str], None]
+) -> tuple[dict[str, TokenStream], Tokenizer]:
+    """Text to tokens in a folder, and the tokenizer that was made for it."""
+    if not sources:
+        raise UserError("no corpus given: name a file, a folder or a corpus of `recurra data list`")
+    corpus = open_corpus(sources, chosen["corpus"])
+    say(f"reading {corpus.name}")
+    settings = chosen["tokenizer"]
+    if KINDS[kind].counted and settings.tokenizer is None:
+        settings = dataclasses.replace(settings, tokenizer=word_kind(corpus.train))
+    tokenizer = build_tokenizer(corpus.train, settings)
+    texts = {split: getattr(corpus, split) for split in SPLITS}
+    streams = {split: write_tokens(text, tokenizer, fresh / split) for split, text in texts.items() if text is not None}
+    return streams, tokenizer
+
+
+def _install(
+    kind: str,
+    sources: list[str | Path],
+    directory: Path,
+    chosen: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    fresh: Path,
+) -> None:
+    """Put what was prepared in the place of what is there: tokens, and settings with nothing left to choose."""
     clear_directory(directory)
     fresh.rename(directory / "training")
     content = {
@@ -217,6 +226,56 @@ def _prepare(
         "tokenizer": tokenizer.to_mapping(),
     }
     write_settings(directory, kind, content)
+
+
+def _prepare(
+    kind: str,
+    sources: list[str | Path],
+    directory: Path,
+    chosen: dict[str, Any],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
+    """Text to tokens on disk, settings settled and written; an older model there goes only when all this has worked."""
+    check_support(chosen["training"], device)
+    with _fresh_folder(directory) as fresh:
+        streams, tokenizer = _read(kind, sources, chosen, fresh, say)
+        train = streams["train"]
+        model, training = settle(kind, chosen["model"], chosen["training"], train, tokenizer)
+        with torch.device("meta"):  # without storage: sizes that do not fit are refused here
+            count = KINDS[kind].model(model, tokenizer.vocabulary).parameters_count
+        _check_rows(model, training)
+        _batches(train, model, training, 0)  # a text that is too short is, too
+        say(f"{_found(train, tokenizer)}; {KINDS[kind].title}: {_described(model)}, {count:,} parameters")
+        _install(kind, sources, directory, {**chosen, "model": model, "training": training}, tokenizer, fresh)
+
+
+def _count(
+    kind: str,
+    sources: list[str | Path],
+    directory: Path,
+    chosen: dict[str, Any],
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Make a model by counting; an older one in its folder goes when the new one is there."""
+    prepare_directory(directory, overwrite=overwrite, resume=False)
+    with _fresh_folder(directory) as fresh:
+        streams, tokenizer = _read(kind, sources, chosen, fresh, say)
+        say(f"{_found(streams['train'], tokenizer)}; {KINDS[kind].title}")
+        begun = time.perf_counter()
+        model = KINDS[kind].model.estimate(chosen["model"], streams["train"], tokenizer.vocabulary, say=say)
+        about = {"training_seconds": time.perf_counter() - begun, "training_tokens": len(streams["train"])}
+        LanguageModel(model, tokenizer, kind).save_weights(fresh)
+        del model
+        _install(kind, sources, directory, chosen, tokenizer, fresh)
+    (directory / "training" / WEIGHTS).replace(directory / WEIGHTS)
+    lm = LanguageModel.load(directory, device="cpu")
+    return Outcome(lm, _evaluated(directory, lm, streams, about, say))
+
+
+def _found(train: TokenStream, tokenizer: Tokenizer) -> str:
+    return f"{len(train):,} tokens ({tokenizer.kind}) to train on, vocabulary {len(tokenizer.vocabulary):,}"
 
 
 def _described(model: Any) -> str:
@@ -258,18 +317,6 @@ def _check_rows(model: Any, training: TrainingSettings) -> None:
     ranks, rows = distributed.world_size(), training.batch_size or 0
     if model.reset != "lines" and rows % ranks:
         raise UserError(f"batch_size {rows} cannot be shared out among {ranks} processes; choose a multiple of {ranks}")
-
-
-def _count(directory: Path, kind: str, say: Callable[[str], None]) -> Outcome:
-    """Make the model of what stands prepared in a folder by counting."""
-    content, tokenizer, model_settings, streams = _prepared(directory, kind)
-    begun = time.perf_counter()
-    model = KINDS[kind].model.estimate(model_settings, streams["train"], tokenizer.vocabulary, say=say)
-    about = {"training_seconds": time.perf_counter() - begun, "training_tokens": len(streams["train"])}
-    LanguageModel(model, tokenizer, kind, content).save_weights(directory)
-    del model
-    lm = LanguageModel.load(directory, device="cpu")
-    return Outcome(lm, _evaluated(directory, lm, streams, about, say))
 
 
 def _train(
@@ -321,7 +368,7 @@ def _train(
 
 
 def _prepared(directory: Path, kind: str) -> tuple[dict[str, Any], Tokenizer, Any, dict[str, TokenStream]]:
-    """What :func:`_prepare` left in a folder: all settings, tokenizer, the model's settings, tokens of each split."""
+    """What :func:`_install` left in a folder: all settings, tokenizer, the model's settings, tokens of each split."""
     content = read_settings(directory, kind)
     tokenizer = tokenizer_from_mapping(content.pop("tokenizer"))
     model = from_mapping(KINDS[kind].settings, content.pop("model"), str(directory / SETTINGS))

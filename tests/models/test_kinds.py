@@ -137,19 +137,33 @@ def test_what_does_not_fit_is_one_line(kind, flags, message, text, tmp_path, cap
     assert not (tmp_path / "m" / "weights.safetensors").exists()
 
 
-def test_counting_is_begun_again_where_it_was_stopped(text, tmp_path, monkeypatch):
+def test_what_cannot_be_counted_leaves_all_as_it_was(text, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     options = {"kind": "ngram", **VARIANTS["ngram"]}
+    old = recurra.train_lm(text, tmp_path / "m", **options).evaluations["test"].nats
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="discounts"):
+        recurra.train_lm(text, tmp_path / "m", **{**options, "discount_fallback": False}, overwrite=True)
     with monkeypatch.context() as patch:
         patch.setattr(KINDS["ngram"].model, "estimate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            recurra.train_lm(text, tmp_path / "m", **options)
-    assert not (tmp_path / "m" / "weights.safetensors").exists()
-    assert recurra.train_lm(directory=tmp_path / "m", resume=True).evaluations["test"].perplexity > 1
-    with pytest.raises(UserError, match="'ngram' is the kind of the model"):
-        recurra.train_lm(directory=tmp_path / "m", resume=True, kind="lm")
+        for folder in ("m", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                recurra.train_lm(text, tmp_path / folder, **options, overwrite=True)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    assert recurra.load(tmp_path / "m").evaluate(text.read_text()).nats > 0
+    assert recurra.train_lm(text, tmp_path / "new", **options).evaluations["test"].nats == old
+    with pytest.raises(UserError, match="nothing to resume"):
+        recurra.train_lm(directory=tmp_path / "m", resume=True)
+
+
+def test_ngrams_are_of_words_where_nothing_else_is_asked_for(tmp_path):
+    path = tmp_path / "small.txt"
+    path.write_text("A small text, of characters if it were for a network.\n" * 30)
+    for kind in ("ngram", "snm"):
+        fallback = {"discount_fallback": True} if kind == "ngram" else {}
+        assert recurra.train_lm(path, tmp_path / kind, kind=kind, **fallback).lm.tokenizer.kind == "words"
 
 
 def test_ngrams_go_to_arpa_and_back(text, tmp_path, capsys):
@@ -165,4 +179,20 @@ def test_ngrams_go_to_arpa_and_back(text, tmp_path, capsys):
     (tmp_path / "odd.txt").write_text("no model\n")
     for name in ("cut.arpa", "odd.txt"):
         assert main(["evaluate", str(tmp_path / name), str(text)]) == 2
-    assert capsys.readouterr().err.count("\n") == 6
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 6
+    assert output.out.count("-grams written to ") == 2
+    assert not (tmp_path / "x.arpa").exists()
+
+
+def test_what_an_arpa_file_cannot_hold_is_said(tmp_path, capsys):
+    path = tmp_path / "small.txt"
+    path.write_text("Words, and signs.\n" * 30)
+    recurra.train_lm(path, tmp_path / "words", kind="ngram", order=2, discount_fallback=True)
+    assert main(["convert", str(tmp_path / "words"), str(tmp_path / "words.arpa")]) == 0
+    assert "tokenizer does (words)" in capsys.readouterr().err
+    recurra.train_lm(path, tmp_path / "c", kind="ngram", tokenizer="characters", order=2, discount_fallback=True)
+    assert main(["convert", str(tmp_path / "c"), str(tmp_path / "c.arpa")]) == 2
+    assert main(["convert", str(tmp_path / "small.txt"), str(tmp_path / "folder")]) == 2
+    assert not (tmp_path / "c.arpa").exists()
+    assert not (tmp_path / "folder").exists()

@@ -204,11 +204,11 @@ def test_a_recurrent_model_shows_its_hidden_vectors():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 0}, "size of 1 or more"),
+        ({"size": 0}, "expected 1 to 1,000,000 words"),
         ({"theta": -1.0}, "at least 0, got -1.0"),
         ({"theta": math.inf}, "at least 0, got inf"),
         ({"weight": 1.5}, "from 0 to 1, got 1.5"),
-        ({"model": HistoryLM.random(3)}, "HistoryLM has no hidden vectors to compare: expected theta 0"),
+        ({"model": HistoryLM.random(3)}, "the model has no hidden vectors to compare: expected theta 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message):
@@ -284,7 +284,7 @@ def test_tuning_switches_dropout_off_and_on_again():
         (3, {"starts": (0, 1, 2)}, "two tokens or more to tune a cache on, got 1"),
         (9, {"thetas": ()}, "one or more theta"),
         (9, {"thetas": (0.1, -1.0)}, "at least 0, got -1.0"),
-        (9, {"size": 0}, "size of 1 or more"),
+        (9, {"size": 0}, "expected 1 to 1,000,000 words"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(length, options, message):
@@ -346,7 +346,7 @@ def test_vectors_without_features_are_not_compared():
         lambda: cache.score(inputs, targets, cache.start(1)),
         lambda: tune(lm, a_text(9), size=3, thetas=(0.0, 0.1)),
     ):
-        with pytest.raises(UserError, match="MaxEntLM has no hidden vectors to compare: expected theta 0"):
+        with pytest.raises(UserError, match="the model has no hidden vectors to compare: expected theta 0"):
             read()
 
 

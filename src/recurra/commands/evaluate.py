@@ -47,7 +47,9 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
     dynamic.add_argument(
         "--dynamic", choices=("rms", "sgd"), help="go on learning from the text, in steps measured by training or plain"
     )
-    dynamic.add_argument("--dynamic-rate", type=float, metavar="X", help="learning rate of its steps")
+    dynamic.add_argument(
+        "--dynamic-rate", type=float, metavar="X", help="learning rate of its steps; 0.01 is a first try"
+    )
     dynamic.add_argument("--dynamic-decay", type=float, metavar="X", help="return to the trained weights (default: 0)")
     loading_flags(parser)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         return complain(
             f"stopped; everything is saved in {arguments.directory}: go on with the same command", 128 + result.stopped
         )
-    print(table(result.rows, arguments.corpus), end="")
+    print(table(result.rows, arguments.corpus, result.tokenizer), end="")
     print(f"\ntable and models in {arguments.directory}")
     return 0
 
@@ -177,7 +178,7 @@ def _convert_flags(parser: ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from recurra.checkpoint import prepare_directory
+    from recurra.checkpoint import clear_directory, prepare_directory
     from recurra.language_model import load
     from recurra.models.arpa import write_arpa
     from recurra.models.kneser_ney import NgramLM
@@ -186,15 +187,25 @@ def _convert(arguments: argparse.Namespace) -> int:
     to_arpa = target.name.endswith((".arpa", ".arpa.gz"))
     if to_arpa and target.exists() and not arguments.overwrite:
         raise UserError(f"{target}: already there; give --overwrite to replace it")
-    if not to_arpa:
-        prepare_directory(target, overwrite=arguments.overwrite, resume=False)
+    if not to_arpa and target.exists():
+        prepare_directory(target, overwrite=arguments.overwrite)
     lm = load(arguments.source, device="cpu")
     if not isinstance(lm.model, NgramLM):
         raise UserError(f"{arguments.source}: only n-gram models are written as ARPA, this is of kind {lm.kind!r}")
     if to_arpa:
         write_arpa(lm.model, lm.tokenizer.vocabulary, target)
+        if lm.tokenizer.kind != "whitespace":
+            print(
+                f"recurra: an ARPA file has words, and no way to make them of a text: whoever reads {target} has to"
+                f" cut texts apart as this model's tokenizer does ({lm.tokenizer.kind}); --tokenizer whitespace avoids"
+                " that",
+                file=sys.stderr,
+            )
     else:
+        prepare_directory(target, overwrite=arguments.overwrite)
+        clear_directory(target)
         lm.save(target)
+    print(f"{lm.model.parameters_count:,} numbers of {lm.model.settings.order}-grams written to {target}")
     return 0
 
 

@@ -23,6 +23,7 @@ TRAINED = {
 
 
 def _train_flags(kind: str, parser: ArgumentParser) -> None:
+    from recurra.models.kinds import KINDS
     from recurra.presets import PRESETS
     from recurra.recipes import sections
 
@@ -41,7 +42,8 @@ def _train_flags(kind: str, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--scale", type=float, default=1.0, metavar="X", help="what the sizes of the preset are multiplied by"
         )
-    parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped in DIR")
+    if not KINDS[kind].counted:
+        parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped in DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in DIR")
     parser.add_argument("--quiet", action="store_true", help="say nothing but the result")
     for title, cls in sections(kind).items():
@@ -65,7 +67,7 @@ def _train(kind: str, arguments: argparse.Namespace) -> int:
             scale=getattr(arguments, "scale", 1.0),
             config=arguments.config,
             overwrite=arguments.overwrite,
-            resume=arguments.resume,
+            resume=getattr(arguments, "resume", False),
             watch=reporter.watch,
             say=reporter.say,
             **flags,

@@ -28,6 +28,7 @@ __all__ = ["CacheState", "NeuralCache", "ReadingModel", "TunedCache", "tune"]
 SCORES_PER_CHUNK = 2**20
 MOST_STEPS = 256  # of a chunk: a step is compared with the pairs of all of its chunk, and only those before it count
 
+LARGEST = 1_000_000  # words of a cache, each with a vector
 CHUNK_LENGTH = 256  # steps that `tune` has the model read at once
 SAMPLE = 1024  # tokens that `tune` judges the length of hidden vectors by
 STRENGTHS = (0.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # theta times the mean squared length of a hidden vector
@@ -243,8 +244,8 @@ def tune(
 
 def _check(model: LanguageModelProtocol, size: int, thetas: Sequence[float]) -> None:
     """Refuse what no cache can be made of."""
-    if size < 1:
-        raise UserError(f"a cache of {size} words remembers nothing: expected a size of 1 or more")
+    if not 1 <= size <= LARGEST:
+        raise UserError(f"size of the cache: expected 1 to {LARGEST:,} words, got {size:,}")
     parts = model.modules() if isinstance(model, nn.Module) else ()
     if any(isinstance(part, NeuralLM) and part.settings.reset == "lines" for part in parts):
         raise UserError(
@@ -260,8 +261,8 @@ def _check(model: LanguageModelProtocol, size: int, thetas: Sequence[float]) -> 
 
 def _nothing_to_compare(model: object) -> UserError:
     return UserError(
-        f"{type(model).__name__} has no hidden vectors to compare: expected theta 0, a cache in which all words weigh"
-        " alike"
+        "the model has no hidden vectors to compare: expected theta 0, a cache in which all words weigh alike, or a"
+        f" neural model by itself (this is a {type(model).__name__})"
     )
 
 

@@ -75,8 +75,8 @@ class SampledOutput(FullSoftmax):
     ) -> None:
         if not 1 <= samples <= len(counts):
             raise UserError(
-                f"samples: expected 1 to {len(counts)}, the number of words, got {samples}; draw fewer, or use the full"
-                " softmax"
+                f"samples: expected 1 to {len(counts)}, the number of words, got {samples}; draw fewer (--samples), or"
+                " use the full softmax"
             )
         super().__init__(features, counts, weight=weight)
         self.draws = DistinctDraws(proposal_probabilities(proposal, counts, power), samples)

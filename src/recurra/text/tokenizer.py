@@ -391,6 +391,12 @@ def _flat(ids_of_chunks: Iterable[tuple[int, ...]]) -> Ids:
 # ---- choosing a vocabulary ------------------------------------------------------------------------------------------
 
 
+def word_kind(text: Text) -> str:
+    """The kind of tokenizer whose tokens are words, for a text: ``whitespace`` where they are cut apart already."""
+    kind = _fitting_kind(text)
+    return "words" if kind == "characters" else kind
+
+
 def _fitting_kind(text: Text) -> str:
     characters = standing = attached = 0
     for block in _blocks(text.lines(), spaces_are_tokens=True):
