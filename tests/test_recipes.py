@@ -43,6 +43,17 @@ def test_sgd_is_clipped_to_what_its_rate_is_for():
     assert settled(optimizer="sgd", clip_norm=0.0)[1].clip_norm == 0.0
 
 
+def test_a_plain_recurrent_network_learns_at_a_lower_rate():
+    words = SimpleNamespace(kind="words", vocabulary=range(8_000))
+    rates = [
+        settle("lm", RecurrentLMSettings(cell=cell), TrainingSettings(epochs=5), range(1_000_000), words)[
+            1
+        ].learning_rate
+        for cell in ("lstm", "rnn")
+    ]
+    assert rates[1] < rates[0]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_no_model_loses_nothing(overwrite, text, tmp_path):
     mine = tmp_path / "project" / "training" / "precious.txt"

@@ -449,6 +449,8 @@ def settle(
         hidden, batch_size, dropout, rate = 512, 64, min(0.5, 0.04 * passes), 8e-3
     else:
         hidden, batch_size, dropout, rate = (384 if read > 6e6 else 256), 40, min(0.5, 0.04 * passes), 8e-3
+    if getattr(model, "cell", None) == "rnn":
+        rate = min(rate, 5e-3)  # plain recurrent networks diverge sooner
     if training.optimizer not in ("adam", "adamw"):
         rate = LEARNING_RATES[training.optimizer]
     batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
