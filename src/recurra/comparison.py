@@ -182,8 +182,8 @@ def compare(
     settings = json.loads(json.dumps(settings, default=str))
     text, kind = _look_at(corpus, settings)
     settings["tokenizer"] = settings.get("tokenizer") or kind  # the table is of words, unless something else is asked
-    protocol = {"corpus": str(corpus), "text": text, "minutes": minutes, "scale": scale}
-    run = _Run(corpus, directory, {**protocol, "settings": settings}, watch, say)
+    protocol = {"corpus": str(corpus), "text": text, "minutes": minutes, "scale": scale, "settings": settings}
+    run = _Run(corpus, directory, protocol, watch, say)
     for system in SYSTEMS:
         if systems is None or system.name in systems:
             say(f"--- {system.name}")

@@ -158,7 +158,7 @@ def evaluate(
         UserError: no tokens, an unknown `reset`, or offsets that it needs were not given.
     """
     begun = time.perf_counter()
-    starts = _starts(reset, document_starts, line_starts)
+    starts = row_starts(reset, document_starts, line_starts)
     if len(tokens) == 0:
         raise UserError("there is nothing to evaluate: the text has no tokens; give one with at least one character")
     known_nats = unknown_nats = 0.0
@@ -210,7 +210,7 @@ def surprisals(
 
     For the arguments see :func:`evaluate`.
     """
-    starts = _starts(reset, document_starts, line_starts)
+    starts = row_starts(reset, document_starts, line_starts)
     nats = np.empty(len(tokens))
     for positions, block in surprisal_blocks(lm, tokens, starts, batch_size=batch_size, chunk_length=chunk_length):
         nats[positions] = block
@@ -325,7 +325,7 @@ def write_surprisals_tsv(
         line += id_ == LINE_END
 
 
-def _starts(reset: str, document_starts: Offsets | None, line_starts: Offsets | None) -> Offsets:
+def row_starts(reset: str, document_starts: Offsets | None, line_starts: Offsets | None) -> Offsets:
     """Return where rows begin under a way of resetting."""
     if reset not in get_args(Reset):
         raise UserError(f"reset: expected one of {', '.join(get_args(Reset))}, got {reset!r}")

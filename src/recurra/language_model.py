@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +24,7 @@ from recurra.checkpoint import (
     write_tensors,
 )
 from recurra.config import UserError, from_mapping, to_mapping
-from recurra.evaluation import Evaluation, Offsets, evaluate, surprisals
+from recurra.evaluation import Evaluation, evaluate, row_starts, surprisals
 from recurra.generation import (
     Generated,
     GenerationSettings,
@@ -48,7 +47,7 @@ from recurra.text.batches import ContiguousStreams, TokenStream
 from recurra.text.tokenizer import Tokenizer, WordTokenizer, tokenizer_from_mapping
 from recurra.text.vocabulary import LINE_END
 
-__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "load", "reset_starts"]
+__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "load"]
 
 SAMPLE_ROWS, SAMPLE_STEPS, SAMPLE_BATCHES = 20, 35, 50  # what gradients are known from before dynamic evaluation
 COUNTED_ROWS = 256  # lines that a model of counts reads side by side: searching a table is faster for many at once
@@ -137,11 +136,6 @@ class SavedMixture(Mixture):
                 yield from inner.paths()
 
 
-def reset_starts(stream: TokenStream, reset: str) -> Offsets:
-    """Offsets of the tokens before which a model starts anew: ``none`` (but the first), ``documents`` or ``lines``."""
-    return {"none": np.zeros(1, np.int64), "documents": stream.document_starts, "lines": stream.line_starts}[reset]
-
-
 def assemble(settings: MixtureSettings, parts: Sequence[LanguageModel]) -> LanguageModel:
     """Put loaded models together to the mixture that the settings describe."""
     models = [
@@ -149,7 +143,7 @@ def assemble(settings: MixtureSettings, parts: Sequence[LanguageModel]) -> Langu
         for component, part in zip(settings.components, parts, strict=True)
     ]
     mixture = SavedMixture(models, settings, sum(part.model.parameters_count for part in parts))
-    return LanguageModel(mixture, parts[0].tokenizer, MIXTURE, counted=all(part.counted for part in parts))
+    return LanguageModel(mixture, parts[0].tokenizer, MIXTURE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +156,6 @@ class LanguageModel:
         kind: which of :data:`recurra.models.kinds.KINDS` it is, or ``mixture``.
         settings: every other setting it was made with, by section, for the record.
         path: the folder or file that it was read from.
-        counted: it is made of counts, and starts anew at every line end by itself, whoever reads with it.
 
     Example:
         >>> lm = recurra.load("my-model")
@@ -176,7 +169,6 @@ class LanguageModel:
     kind: str = "lm"
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     path: Path | None = None
-    counted: bool = False
 
     def __post_init__(self) -> None:
         words = len(self.tokenizer.vocabulary)
@@ -184,6 +176,12 @@ class LanguageModel:
             raise UserError(
                 f"the vocabulary has {words} tokens, the model {self.model.vocabulary_size}: they do not fit together"
             )
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is made of counts alone: then it starts anew at every line end by itself, whoever reads."""
+        parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        return not any(isinstance(part, NeuralLM) for part in parts)
 
     def parts(self) -> list[Path | None]:
         """Where the models of a mixture are; none for any other model."""
@@ -323,7 +321,8 @@ class LanguageModel:
         reset = "none" if self.counted else self.model.settings.reset
         if tuned_on is not None and theta is weight is None:
             stream = self._tokens(tuned_on)
-            tuned = tune(self.model, stream.tokens, size=size, starts=reset_starts(stream, reset))
+            starts = row_starts(reset, stream.document_starts, stream.line_starts)
+            tuned = tune(self.model, stream.tokens, size=size, starts=starts)
             theta, weight = tuned.theta, tuned.weight
         elif tuned_on is not None or theta is None or weight is None:
             raise UserError("a cache needs both theta and weight, or a text to choose them on: give one or the other")
@@ -417,7 +416,7 @@ def _load(path: Path, device: torch.device, within: tuple[Path, ...]) -> Languag
         raise CheckpointError(f"{path / WEIGHTS}: {error}") from error
     if isinstance(model, nn.Module):
         model.to(device).eval()
-    return LanguageModel(model, tokenizer, name, content, path.resolve(), kind.counted)
+    return LanguageModel(model, tokenizer, name, content, path.resolve())
 
 
 def _load_mixture(path: Path, content: dict[str, Any], device: torch.device, within: tuple[Path, ...]) -> LanguageModel:
@@ -445,7 +444,7 @@ def _load_arpa(path: Path) -> LanguageModel:
     if not path.name.endswith((".arpa", ".arpa.gz")):
         raise UserError(f"{path}: expected the folder of a model, or an n-gram model named .arpa or .arpa.gz")
     model, vocabulary = read_arpa(path)
-    return LanguageModel(model, WordTokenizer("whitespace", vocabulary), "ngram", path=path.resolve(), counted=True)
+    return LanguageModel(model, WordTokenizer("whitespace", vocabulary), "ngram", path=path.resolve())
 
 
 def load(directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:

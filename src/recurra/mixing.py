@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recurra import distributed
 from recurra.checkpoint import clear_directory, prepare_directory
 from recurra.config import UserError
-from recurra.evaluation import surprisal_blocks
+from recurra.evaluation import row_starts, surprisal_blocks
 from recurra.language_model import (
     CacheSettings,
     Component,
@@ -20,7 +20,6 @@ from recurra.language_model import (
     MixtureSettings,
     assemble,
     load,
-    reset_starts,
 )
 from recurra.models.mixture import fit_weights
 from recurra.models.neural import NeuralLM
@@ -78,12 +77,12 @@ def mix(
                 " them on the same corpus with the same tokenizer settings"
             )
     stream = valid if isinstance(valid, TokenStream) else TokenStream.from_text(open_text(valid), parts[0].tokenizer)
+    # A model that starts anew at line ends by itself may be read in any way, and has to be read as the others are.
     reset = _common_reset(models, parts)
+    starts = row_starts(reset, stream.document_starts, stream.line_starts)
     log_probs = np.empty((len(parts), len(stream)), np.float32)
     components: list[Component] = []
     for number, (path, part) in enumerate(zip(models, parts, strict=True)):
-        # A model that starts anew at line ends by itself may be read in any way, and has to be read as the others are.
-        starts = reset_starts(stream, reset)
         model: LanguageModelProtocol = part.model
         chosen = None
         if cache and isinstance(model, NeuralLM) and reset != "lines":

@@ -180,11 +180,16 @@ def invented_vocabulary(size: int, tokens: int) -> Vocabulary:
 def available_memory() -> float:
     """Bytes that a new process can have here."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return float(lines["MemAvailable"].split()[0]) * 1024
+        return _kernel_says("/proc/meminfo", "MemAvailable")
     except (OSError, KeyError):
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+def _kernel_says(path: str, name: str) -> float:
+    """Bytes that a file of Linux's has by a name, in kB; OSError or KeyError elsewhere."""
+    with open(path, encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return float(lines[name].split()[0]) * 1024
 
 
 # ---- worked out -----------------------------------------------------------------------------------------------------
@@ -335,9 +340,7 @@ def _measure(text: str) -> None:
 def _peak_memory() -> float:
     """Most bytes that this process has had in memory."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return float(lines["VmHWM"].split()[0]) * 1024
+        return _kernel_says("/proc/self/status", "VmHWM")
     except (OSError, KeyError):
         import resource  # where a process that was started by a larger one may show the larger one's
 

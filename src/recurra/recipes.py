@@ -308,8 +308,7 @@ def _update_limits(
             raise UserError(
                 f"{name} cannot change in a run that is resumed: it was {before}, now {value}; leave it out"
             )
-    if "training" in content:
-        from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS)).check_end()
+    from_mapping(TrainingSettings, content["training"], str(directory / SETTINGS)).check_end()
     write_json(directory / SETTINGS, content)
 
 
@@ -329,9 +328,10 @@ def _train(
         torch.set_num_threads(settings.threads)
     _check_rows(model_settings, settings)
     torch.manual_seed(settings.seed)
-    lm = LanguageModel(KINDS[kind].model(model_settings, tokenizer.vocabulary).to(device), tokenizer, kind, content)
+    model: NeuralLM = KINDS[kind].model(model_settings, tokenizer.vocabulary).to(device)
+    lm = LanguageModel(model, tokenizer, kind, content)
     trainer = Trainer(
-        lm.model,  # type: ignore[arg-type]  # what is not counted is a module
+        model,
         settings,
         lambda epoch: _batches(streams["train"], model_settings, settings, epoch),
         valid=_validation(streams.get("valid"), model_settings, settings),
@@ -353,8 +353,8 @@ def _train(
         "training_seconds": trainer.run_state.seconds,
         "training_tokens": trainer.run_state.tokens,
     }
-    if not stopped and distributed.is_writer() and isinstance(lm.model, NeuralLM):
-        collisions = lm.model.ngram_collisions(streams["train"].tokens)
+    if not stopped and distributed.is_writer():
+        collisions = model.ngram_collisions(streams["train"].tokens)
         if collisions is not None:
             about["ngram_collisions"] = collisions
             say(
@@ -362,7 +362,7 @@ def _train(
                 f" {collisions['shared']:.1%} of what they tell apart has its row in common with something else"
             )
     distributed.barrier()
-    del trainer, lm
+    del trainer, lm, model
     lm = LanguageModel.load(directory, device=str(device))
     return Outcome(lm, {} if stopped else _evaluated(directory, lm, streams, about, say), stopped)
 

@@ -7,6 +7,7 @@ saving follow; and so does the memory of the last words where hashed n-grams sta
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -20,14 +21,14 @@ from recurra.config import UserError, setting
 from recurra.models.protocol import LossSum, State
 from recurra.nn.classes import ClassSoftmax, collisions
 from recurra.nn.hashed import HashedNgrams
-from recurra.nn.sampled import NCE, BlackOut, SampledSoftmax
+from recurra.nn.sampled import NCE, BlackOut, SampledOutput, SampledSoftmax
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
 from recurra.text.vocabulary import LINE_END, Vocabulary
 
 __all__ = ["NeuralLM", "NeuralState", "OutputSettings", "Reading", "build_ngrams", "build_output", "map_state"]
 
-SAMPLED = {"sampled": SampledSoftmax, "nce": NCE, "blackout": BlackOut}
+SAMPLED: dict[str, Callable[..., SampledOutput]] = {"sampled": SampledSoftmax, "nce": NCE, "blackout": BlackOut}
 # Tokens of a text that are looked at for collisions: a few seconds of work.
 MOST_COUNTED = 2**21
 
@@ -83,7 +84,7 @@ class NeuralState(NamedTuple):
     words: Any = ()
 
 
-class NeuralLM(nn.Module):
+class NeuralLM(nn.Module, ABC):
     """A language model made of a way of reading and an output layer.
 
     Follows :class:`recurra.models.protocol.LanguageModelProtocol`; its states are :class:`NeuralState`.
@@ -105,10 +106,11 @@ class NeuralLM(nn.Module):
 
     # ---- what a subclass says -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def initial_state(self, batch_size: int) -> State:
         """What rows that have read nothing remember: any nest of tuples of tensors ``[..., batch, features]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, inputs: Tensor, state: State, *, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """Read ``inputs [time, batch]``: the vectors ``[time, batch, features]`` that the output layer sees.
 
@@ -117,7 +119,6 @@ class NeuralLM(nn.Module):
             state: what was read before, as :meth:`initial_state` has it.
             lengths: valid steps of each column, falling; what is read beyond does not matter, nor does the state then.
         """
-        raise NotImplementedError
 
     def vectors_with_resets(self, inputs: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
         """The same, starting anew before the inputs where ``resets [time, batch]`` is true.

@@ -13,6 +13,7 @@ losses see it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -38,7 +39,7 @@ SCORES_PER_CHUNK = 2**21
 NO_SCORE = -1e30
 
 
-class SampledOutput(FullSoftmax):
+class SampledOutput(FullSoftmax, ABC):
     r"""What the sampled losses have in common: all but the loss of given scores.
 
     Args:
@@ -105,9 +106,9 @@ class SampledOutput(FullSoftmax):
         return nats
 
     @staticmethod
+    @abstractmethod
     def _summed_loss(target: Tensor, others: Tensor) -> Tensor:
         """The loss of corrected scores: of the targets, ``[n]``, and of the samples, ``[n, S]``; summed over rows."""
-        raise NotImplementedError
 
 
 class SampledSoftmax(SampledOutput):
