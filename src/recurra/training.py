@@ -35,22 +35,28 @@ from recurra.optimization import (
     clip_gradients,
     schedule_factor,
 )
-from recurra.text.batches import Batch
 
-__all__ = ["Diverged", "Progress", "Trainer", "TrainingSettings", "Watcher", "check_support"]
+__all__ = [
+    "Diverged",
+    "ExampleTrainingSettings",
+    "Progress",
+    "Trainer",
+    "TrainerSettings",
+    "TrainingSettings",
+    "Watcher",
+    "check_support",
+]
 
 STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a model is trained; ``None`` is settled from the corpus and the time there is."""
+class TrainerSettings:
+    """How any model is trained; ``None`` is settled from the data and the time there is."""
 
-    epochs: int | None = setting(None, "passes over the training text", minimum=1)
+    epochs: int | None = setting(None, "passes over the training data", minimum=1)
     max_steps: int | None = setting(None, "updates of the weights", minimum=1)
     max_minutes: float | None = setting(None, "minutes of training", minimum=0)
-    batch_size: int | None = setting(None, "rows of a batch (all ranks together)", minimum=1)
-    chunk_length: int = setting(35, "time steps that gradients flow back through", minimum=1)
     optimizer: str = setting("adam", "optimiser", choices=OPTIMIZERS)
     learning_rate: float | None = setting(None, "highest learning rate", minimum=0)
     beta2: float = setting(0.99, "decay of Adam's and RMSProp's squared gradients", minimum=0, maximum=0.99999)
@@ -66,7 +72,6 @@ class TrainingSettings:
     asgd_trigger: int = setting(5, "evaluations without gain after which asgd begins to average", minimum=1)
     early_stopping: int = setting(0, "stop after so many evaluations without gain; 0 for never", minimum=0)
     evaluate_every: int | None = setting(None, "steps between validations", minimum=1)
-    evaluate_tokens: int = setting(100_000, "tokens of validation text read at each of them", minimum=1)
     save_every: float = setting(60.0, "seconds between saves of the run's state", minimum=0)
     log_every: int = setting(50, "steps between lines of the log", minimum=1)
     precision: str = setting("auto", "of the products", choices=("auto", "float32", "bfloat16"))
@@ -81,7 +86,24 @@ class TrainingSettings:
             raise UserError("training has no end: give epochs, max_steps or max_minutes")
 
 
-def check_support(settings: TrainingSettings, device: torch.device) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(TrainerSettings):
+    """How a language model is trained on running text."""
+
+    batch_size: int | None = setting(None, "rows of a batch (all ranks together)", minimum=1)
+    chunk_length: int = setting(35, "time steps that gradients flow back through", minimum=1)
+    evaluate_tokens: int = setting(100_000, "tokens of validation text read at each validation", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleTrainingSettings(TrainerSettings):
+    """How a model is trained on examples of different lengths."""
+
+    batch_size: int = setting(32, "examples of a batch, at most (all ranks together)", minimum=1)
+    batch_tokens: int | None = setting(None, "time steps of a batch, at most, padding among them", minimum=1)
+
+
+def check_support(settings: TrainerSettings, device: torch.device) -> None:
     """Refuse what this device or this installation cannot do."""
     if settings.precision == "bfloat16" and not _has_bfloat16(device):
         raise UserError(f"this {device.type} has no bfloat16 products; leave --precision at auto or float32")
@@ -107,6 +129,7 @@ class Progress:
         gradient_norm: joint norm before clipping, at this step; None at the end of a run.
         learning_rate: at this step.
         valid: validation loss in nats per token, where this report is one of an evaluation.
+        score: of the validation data then, where the trainer was given a way to tell; the higher the better.
     """
 
     step: int
@@ -118,6 +141,7 @@ class Progress:
     gradient_norm: float | None
     learning_rate: float
     valid: float | None = None
+    score: float | None = None
 
     def to_mapping(self) -> dict[str, float]:
         """As a line of the log."""
@@ -161,8 +185,11 @@ class Trainer:
     Args:
         model: ``model(batch, state) -> (LossSum, state)`` is its training loss; ``model.detach(state)`` cuts the graph.
         settings: with no setting left to choose but the limits.
-        batches: from an epoch's number to its batches, this rank's part of them.
-        valid: batches of validation text, this rank's part; empty for none.
+        batches: from an epoch's number to its batches, this rank's part of them: :class:`recurra.text.batches.Batch` or
+            whatever else has ``tokens`` and ``to(device)`` and is what the model takes.
+        valid: batches of validation data, this rank's part; empty for none.
+        score: how good the model is on it, the higher the better, the same on every rank: where given, the best model
+            is the one with the highest score, and not the one with the lowest loss.
         carry_state: whether the state goes on from batch to batch within an epoch (contiguous streams).
         directory: where the log and the state of the run are kept; ``None`` keeps nothing.
         keep: is called, on the writing rank, whenever the model is the best so far: writes its weights.
@@ -172,16 +199,17 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        settings: TrainingSettings,
-        batches: Callable[[int], Sequence[Batch]],
+        settings: TrainerSettings,
+        batches: Callable[[int], Sequence[Any]],
         *,
-        valid: Sequence[Batch] = (),
+        valid: Sequence[Any] = (),
+        score: Callable[[], float] | None = None,
         carry_state: bool = True,
         directory: Path | None = None,
         keep: Callable[[], None] | None = None,
         watch: Watcher | None = None,
     ) -> None:
-        self.model, self.settings, self.batches, self.valid = model, settings, batches, valid
+        self.model, self.settings, self.batches, self.valid, self.score = model, settings, batches, valid, score
         self.carry_state, self.directory, self.keep, self.watch = carry_state, directory, keep, watch
         self.device = next(model.parameters()).device
         settings.check_end()
@@ -227,7 +255,7 @@ class Trainer:
             last_save = last_evaluation = session_start = time.monotonic()
             seconds_before, last_time = run.seconds, session_start
             evaluation_cost = 0.0
-            epoch_batches: Sequence[Batch] = self.batches(run.epoch)
+            epoch_batches: Sequence[Any] = self.batches(run.epoch)
             while not run.finished:
                 fraction = self._agree(self._fraction(len(epoch_batches)))
                 if fraction >= 1 or self._stop:
@@ -258,21 +286,21 @@ class Trainer:
                 )
                 due = len(self.valid) > 0 and bool(self._agree(float(due)))
                 if due or run.step % settings.log_every == 0:
-                    valid = self.evaluate() if due else None
+                    valid, score = self._evaluated() if due else (None, None)
                     fraction = self._fraction(len(epoch_batches))
-                    self._report(self._progress(fraction, learning_rate, norm, valid), log)
+                    self._report(self._progress(fraction, learning_rate, norm, valid, score), log)
                     last_time = time.monotonic()
                     if valid is not None:
                         evaluation_cost, last_evaluation = last_time - now, last_time
                         run.seconds += evaluation_cost
-                        self._validated(valid)
+                        self._validated(valid if score is None else -score)
                 if self._agree(float(time.monotonic() - last_save >= settings.save_every)):
                     self.save()
                     last_save = time.monotonic()
             self._end(log)
         return self._stop
 
-    def _step(self, batch: Batch) -> tuple[float, int, float]:
+    def _step(self, batch: Any) -> tuple[float, int, float]:
         """One update. Returns the loss in nats and the tokens of the whole batch, and the norm of the gradient."""
         settings = self.settings
         torch.manual_seed(_seed(settings.seed, self.run_state.step, distributed.rank()))
@@ -308,6 +336,14 @@ class Trainer:
         sums = distributed.sum_over_ranks(torch.tensor([float(total.nats), total.tokens], dtype=torch.float64))
         return float(sums[0] / sums[1])
 
+    def _evaluated(self) -> tuple[float, float | None]:
+        """Loss and score on the validation data."""
+        loss = self.evaluate()
+        if self.score is None:
+            return loss, None
+        with self._averaged(), evaluating(self.model), torch.no_grad():
+            return loss, self.score()
+
     # ---- what a run decides ---------------------------------------------------------------------------------------
 
     def _fraction(self, epoch_length: int) -> float:
@@ -332,7 +368,11 @@ class Trainer:
         return factor * self.learning_rate
 
     def _validated(self, loss: float) -> None:
-        """Draw the conclusions from a validation: keep the model, lower the learning rate, begin to average."""
+        """Draw the conclusions from a validation: keep the model, lower the learning rate, begin to average.
+
+        Args:
+            loss: the lower the better: where there are scores, the score with its sign changed.
+        """
         run, settings = self.run_state, self.settings
         run.since_best = 0 if loss < run.best else run.since_best + 1
         if loss < run.best:
@@ -356,7 +396,9 @@ class Trainer:
             with self._averaged():
                 self.keep()
 
-    def _progress(self, fraction: float, rate: float, norm: float | None, valid: float | None) -> Progress:
+    def _progress(
+        self, fraction: float, rate: float, norm: float | None, valid: float | None, score: float | None
+    ) -> Progress:
         """What there is to report; the means are over the steps since the last report, and begin anew."""
         run = self.run_state
         tokens, nats, seconds = run.window_tokens, run.window_nats, run.window_seconds
@@ -371,15 +413,16 @@ class Trainer:
             gradient_norm=norm,
             learning_rate=rate,
             valid=valid,
+            score=score,
         )
 
     def _end(self, log: IO[str] | None) -> None:
         """Validate once more where the run is over, keep what must be kept, save."""
         run = self.run_state
         if run.finished and self.valid and run.validated_step != run.step:
-            loss = self.evaluate()
-            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, loss), log)
-            self._validated(loss)
+            loss, score = self._evaluated()
+            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, loss, score), log)
+            self._validated(loss if score is None else -score)
         if not run.saved_best or not self.valid:
             self._keep()
         self.save()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recurra.commands.command import Command, loading_flags, positive
+from recurra.commands.predict import decoding_flags, evaluate_predictor, is_predictor
 from recurra.config import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["COMMANDS"]
 
 def _evaluate_flags(parser: ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="folder of the model")
-    parser.add_argument("text", nargs="+", metavar="TEXT", help="file, folder, glob, .gz, - or CORPUS:SPLIT")
+    parser.add_argument("text", nargs="+", metavar="TEXT", help="file, folder, glob, .gz, - or CORPUS:SPLIT; examples")
     parser.add_argument(
         "--reset", choices=("none", "documents", "lines"), help="where the state starts anew (default: as trained)"
     )
@@ -51,6 +52,7 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
         "--dynamic-rate", type=float, metavar="X", help="learning rate of its steps; 0.01 is a first try"
     )
     dynamic.add_argument("--dynamic-decay", type=float, metavar="X", help="return to the trained weights (default: 0)")
+    decoding_flags(parser)
     loading_flags(parser)
 
 
@@ -65,6 +67,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from recurra.text.batches import write_tokens
     from recurra.text.corpora import open_text
 
+    if is_predictor(arguments.directory):
+        return evaluate_predictor(arguments)
     if bool(arguments.dynamic) != (arguments.dynamic_rate is not None):
         raise UserError("dynamic evaluation needs both --dynamic and --dynamic-rate")
     if arguments.dynamic_decay is not None and not arguments.dynamic:
@@ -147,5 +151,5 @@ def _table(result: Evaluation) -> str:
 
 
 COMMANDS = {
-    "evaluate": Command("perplexity of a model on a text", _evaluate_flags, _evaluate),
+    "evaluate": Command("perplexity of a language model on a text; scores of any other on examples", _evaluate_flags, _evaluate),
 }

@@ -1,0 +1,165 @@
+"""Taggers, classifiers, translators, readers, transcribers: training, predicting, and how well they do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recurra.commands.command import Command, complain, positive
+from recurra.commands.reporter import Reporter
+from recurra.config import ArgumentParser, UserError, add_flags
+
+__all__ = ["COMMANDS", "decoding_flags", "evaluate_predictor", "is_predictor"]
+
+TRAINED = {
+    "tagger": "train a tagger: parts of speech, names, any label a word",
+    "classifier": "train a classifier of texts",
+    "translator": "train a translator, or a summariser: text to text",
+    "reader": "train a reader that answers questions on texts",
+    "transcriber": "train a transcriber: speech or handwriting to text",
+}
+DECODING = ("beam", "n_best", "length_penalty", "language_model", "lm_weight", "word_bonus")
+
+
+def _train_flags(kind: str, parser: ArgumentParser) -> None:
+    from recurra.supervised import sections
+
+    parser.add_argument("data", nargs="*", metavar="DATA", help="files, folders or globs that hold the examples")
+    parser.add_argument("-o", "--directory", required=True, metavar="DIR", help="folder that the model goes to")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings in TOML or JSON, in sections like those below; flags win"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run that was stopped in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in DIR")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but the result")
+    for title, cls in sections(kind).items():
+        add_flags(parser, cls, title=title)
+
+
+def _train(kind: str, arguments: argparse.Namespace) -> int:
+    from recurra import distributed
+    from recurra.supervised import train_task
+
+    own = ("data", "directory", "config", "resume", "overwrite", "quiet")
+    flags = {name: value for name, value in vars(arguments).items() if name not in own}
+    directory = Path(arguments.directory)
+    with Reporter(arguments.quiet or not distributed.is_writer()) as reporter:
+        outcome = train_task(
+            kind,
+            arguments.data,
+            directory,
+            config=arguments.config,
+            overwrite=arguments.overwrite,
+            resume=arguments.resume,
+            watch=reporter.watch,
+            say=reporter.say,
+            **flags,
+        )
+    if not distributed.is_writer():
+        return 0
+    if outcome.stopped:
+        return complain(
+            f"stopped; everything is saved in {directory}: go on with `recurra train {kind} -o {directory} --resume`",
+            128 + outcome.stopped,
+        )
+    for split, scores in outcome.scores.items():
+        print(f"{split:<6}{_summary(scores)}")
+    with suppress(UserError):  # a picture too, where matplotlib is installed
+        from recurra.plotting import learning_curve
+
+        learning_curve(directory / "log.jsonl", directory / "learning_curve.png", title=str(directory.name))
+    print(f"model in {directory}: try `recurra predict {directory}`")
+    return 0
+
+
+def decoding_flags(parser: ArgumentParser) -> None:
+    """Flags of how translators and transcribers search."""
+    decoding = parser.add_argument_group("decoding, of translators and transcribers")
+    decoding.add_argument("--beam", type=positive, metavar="N", help="hypotheses that are followed at a time")
+    decoding.add_argument("--n-best", type=positive, metavar="N", help="translations to give")
+    decoding.add_argument("--length-penalty", type=float, metavar="X", help="how much longer translations are favoured")
+    decoding.add_argument("--lm", dest="language_model", metavar="DIR", help="a language model to transcribe with")
+    decoding.add_argument("--lm-weight", type=float, metavar="X", help="how much it counts")
+    decoding.add_argument("--word-bonus", type=float, metavar="X", help="what a word is worth beside it")
+
+
+def _decoding(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """The options of decoding that were given; refused where the kind of model has no use for them."""
+    from recurra.tasks import TASKS
+
+    given = {name: value for name in DECODING if (value := getattr(arguments, name, None)) is not None}
+    for name in given:
+        if name not in TASKS[kind].decoding:
+            flag = "--lm" if name == "language_model" else "--" + name.replace("_", "-")
+            raise UserError(f"{flag}: means nothing to a {kind}; leave it out")
+    if "language_model" in given:
+        from recurra.language_model import load
+
+        given["language_model"] = load(given["language_model"])
+    return given
+
+
+def _predict_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="folder of the model")
+    parser.add_argument("data", nargs="*", default=["-"], metavar="FILE", help="what to read; - or nothing: stdin")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each prediction")
+    parser.add_argument("--stream", action="store_true", help="answer as input arrives, word by word or frame by frame")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: what there is)")
+    decoding_flags(parser)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from recurra.predictor import Predictor
+    from recurra.tasks import write_json
+
+    predictor = Predictor.load(arguments.directory, device=arguments.device)
+    options = _decoding(arguments, predictor.kind)
+    if arguments.stream:
+        if arguments.data != ["-"]:
+            raise UserError("--stream reads standard input: leave the files out, or --stream")
+        for piece in predictor.follow(sys.stdin.buffer):
+            print(piece, flush=True)
+        return 0
+    examples = predictor.task.read(arguments.data, predictor.data_settings, labelled=False)
+    write = write_json if arguments.json else predictor.task.write
+    write(predictor.stream(examples, **options), sys.stdout)
+    return 0
+
+
+def is_predictor(directory: str) -> bool:
+    """Whether a folder holds a model that predicts, and is no language model."""
+    from recurra.checkpoint import SETTINGS, read_settings
+
+    return (Path(directory) / SETTINGS).exists() and read_settings(Path(directory))["kind"] in TRAINED
+
+
+def evaluate_predictor(arguments: argparse.Namespace) -> int:
+    """The scores of a model on examples."""
+    from recurra.predictor import Predictor
+
+    predictor = Predictor.load(arguments.directory, device=arguments.device)
+    options = _decoding(arguments, predictor.kind)
+    examples = list(predictor.task.read(arguments.text, predictor.data_settings))
+    scores = predictor.evaluate(examples, **options)
+    print(json.dumps(scores, indent=1, ensure_ascii=False) if arguments.json else _summary(scores))
+    return 0
+
+
+def _summary(scores: dict[str, Any]) -> str:
+    """The single numbers of an evaluation in one line."""
+    shown = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
+    return "  ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items())
+
+
+COMMANDS = {
+    **{
+        f"train {kind}": Command(help, partial(_train_flags, kind), partial(_train, kind))
+        for kind, help in TRAINED.items()
+    },
+    "predict": Command("tag, classify, translate, answer, transcribe", _predict_flags, _predict),
+}

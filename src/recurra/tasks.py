@@ -1,0 +1,380 @@
+"""Every kind of model that is no language model: what it reads, what it is measured by, what it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from recurra import metrics
+from recurra.config import UserError, setting
+from recurra.models.classifier import Classifier, ClassifierSettings
+from recurra.models.reader import Reader, ReaderSettings
+from recurra.models.tagger import Tagger, TaggerSettings
+from recurra.models.task import TaskModel
+from recurra.models.transcriber import Transcriber, TranscriberSettings
+from recurra.models.translator import Translator, TranslatorSettings
+from recurra.text import tag_schemes
+from recurra.text.readers import (
+    Labelled,
+    Pair,
+    Question,
+    Recording,
+    Sentence,
+    held_out,
+    read_labelled,
+    read_pairs,
+    read_questions,
+    read_recordings,
+    read_sentences,
+    write_sentences,
+)
+
+__all__ = ["TASKS", "Task"]
+
+Say = Callable[[str], None]
+Tagged = Iterable[tuple[Any, Any]]  # examples with their predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How examples are read and split."""
+
+    encoding: str = setting("utf-8", "encoding of the files")
+    errors: str = setting(
+        "strict", "what to do with bytes that are not in the encoding", choices=("strict", "replace", "ignore")
+    )
+    valid: str | None = setting(None, "examples to validate on; a part of the training data by default")
+    test: str | None = setting(None, "examples to test on; a part of the training data by default")
+    valid_fraction: float = setting(0.1, "part of the data set aside for validation", minimum=0, maximum=0.5)
+    test_fraction: float = setting(0.1, "part of the data set aside as test", minimum=0, maximum=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggerData(DataSettings):
+    """Sentences in columns."""
+
+    word_column: str | None = setting(None, "column of the words, by number or CoNLL-U name; the first by default")
+    tag_column: str | None = setting(
+        None, "column of the tags, by number or CoNLL-U name; upos, or the last, by default"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierData(DataSettings):
+    """Texts with their classes."""
+
+    format: str | None = setting(None, "of the data", choices=("tsv", "csv", "jsonl", "lines", "classes"))
+    text_column: str | None = setting(None, "column or key of the text, by name or number")
+    label_column: str | None = setting(None, "column or key of the class, by name or number")
+    header: bool | None = setting(None, "whether the first row names the columns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorData(DataSettings):
+    """Pairs of texts; of parallel files, name both: `--valid dev.en,dev.fr`."""
+
+    format: str | None = setting(None, "of the data", choices=("tsv", "csv", "jsonl", "parallel"))
+    source_column: str | None = setting(None, "column or key of the source, by name or number")
+    target_column: str | None = setting(None, "column or key of the target, by name or number")
+    header: bool | None = setting(None, "whether the first row names the columns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderData(DataSettings):
+    """Questions on texts."""
+
+    format: str | None = setting(None, "of the data", choices=("squad", "babi", "jsonl"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscriberData(DataSettings):
+    """Recordings and what they say."""
+
+    path_column: str | None = setting(None, "column or key of the recording's path, by name or number")
+    transcript_column: str | None = setting(None, "column or key of the transcript, by name or number")
+    header: bool | None = setting(None, "whether the manifest's first row names the columns")
+
+
+class Task(NamedTuple):
+    """A kind of model.
+
+    Attributes:
+        title: what it is, in a few words.
+        data: the dataclass of how its examples are read.
+        settings: that of the model.
+        model: its class.
+        open: reads examples from sources; see :meth:`read`.
+        key: what an example is known by where a part is held out: examples of one key stay together.
+        example: what a user gives in Python, as an example.
+        score: how near predictions come to the examples, as JSON has it; named as in the field.
+        metric: which of the scores the best model is chosen by, the first that there is; a minus before one that is
+            better when lower. Empty: by the loss.
+        write: writes predictions in a form that its users know.
+        training: how it is trained, where that is not the Trainer's default.
+        quick: options of decoding while it trains.
+        decoding: names of the options of decoding that it takes.
+    """
+
+    title: str
+    data: type[Any]
+    settings: type[Any]
+    model: type[TaskModel]
+    open: Callable[..., Iterator[Any]]
+    key: Callable[[Any], str]
+    example: Callable[[Any], Any]
+    score: Callable[[Sequence[Any], Sequence[Any]], dict[str, Any]]
+    metric: tuple[str, ...]
+    write: Callable[[Tagged, TextIO], None]
+    training: Mapping[str, Any] = {}
+    quick: Mapping[str, Any] = {}
+    decoding: tuple[str, ...] = ()
+
+    def read(
+        self, sources: Sequence[str], settings: Any, *, labelled: bool = True, say: Say = lambda _: None
+    ) -> Iterator[Any]:
+        """Examples, one by one.
+
+        Args:
+            sources: files, folders, globs or ``-``.
+            settings: of :attr:`data`.
+            labelled: whether what is to be predicted must be there.
+            say: is told at the end what was passed over.
+
+        Raises:
+            UserError: while reading: what is wrong with which file, in which line.
+        """
+        tally: Counter[str] = Counter()
+        common = {"labelled": labelled, "encoding": settings.encoding, "errors": settings.errors, "tally": tally}
+        yield from self.open(list(sources), settings, common)
+        for what, count in tally.items():
+            say(f"{', '.join(sources)}: {count:,} {what}")
+
+    def splits(self, sources: Sequence[str], settings: Any, say: Say = lambda _: None) -> dict[str, list[Any]]:
+        """The examples of ``train``, ``valid`` and ``test``.
+
+        Parts that have no file of their own are held out from the training data by a hash of each example, so that they
+        are the same every time.
+        """
+        train = list(self.read(sources, settings, say=say))
+        found = {}
+        for part in ("test", "valid"):
+            source, fraction = getattr(settings, part), getattr(settings, f"{part}_fraction")
+            if source is not None:
+                found[part] = list(self.read(source.split(","), settings, say=say))
+            elif fraction:
+                train, found[part] = held_out(train, fraction, self.key, part=part)
+        return {"train": train, "valid": found.get("valid", []), "test": found.get("test", [])}
+
+    def chosen_by(self, scores: Mapping[str, Any]) -> float:
+        """The score that the best model has most of."""
+        for name in self.metric:
+            if scores.get(name.removeprefix("-")) is not None:
+                return -float(scores[name[1:]]) if name.startswith("-") else float(scores[name])
+        raise AssertionError(f"none of {self.metric} is in {list(scores)}")
+
+
+def _column(name: str | None) -> str | int | None:
+    """A column's number or name."""
+    return int(name) if name is not None and name.isdecimal() else name
+
+
+# ---- tagger ---------------------------------------------------------------------------------------------------------
+
+
+def _open_sentences(sources: list[str], settings: TaggerData, common: dict[str, Any]) -> Iterator[Sentence]:
+    return read_sentences(sources, word=_column(settings.word_column), tag=_column(settings.tag_column), **common)
+
+
+def _sentence(given: Any) -> Sentence:
+    if isinstance(given, Sentence):
+        return given
+    return Sentence(tuple(given.split() if isinstance(given, str) else given))
+
+
+def _score_tags(examples: Sequence[Sentence], predictions: Sequence[list[str]]) -> dict[str, Any]:
+    gold = [list(example.tags or ()) for example in examples]
+    scheme = tag_schemes.detect_scheme(gold)
+    if scheme is None:
+        flat = [[tag for tags in side for tag in tags] for side in (gold, predictions)]
+        return {"accuracy": metrics.accuracy(*flat), "words": len(flat[0])}
+    wanted: metrics.Scheme = "bioes" if scheme == "bioes" else "bio"
+    if scheme != wanted:
+        gold, predictions = (
+            [list(tag_schemes.convert(tags, wanted)) for tags in side] for side in (gold, predictions)
+        )
+    return dataclasses.asdict(metrics.spans(gold, predictions, scheme=wanted))
+
+
+# ---- classifier -----------------------------------------------------------------------------------------------------
+
+
+def _open_labelled(sources: list[str], settings: ClassifierData, common: dict[str, Any]) -> Iterator[Labelled]:
+    columns = {"text": _column(settings.text_column), "label": _column(settings.label_column)}
+    return read_labelled(sources, format=settings.format, header=settings.header, **columns, **common)
+
+
+def _score_labels(examples: Sequence[Labelled], predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    gold = [str(example.label) for example in examples]
+    return dataclasses.asdict(metrics.classification(gold, [each["label"] for each in predictions]))
+
+
+def _write_labels(predicted: Tagged, file: TextIO) -> None:
+    """A line for each text: its class, and the probability of every class, the likeliest first."""
+    for _, prediction in predicted:
+        ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
+        print(prediction["label"], *(f"{label} {p:.4f}" for label, p in ranked), sep="\t", file=file, flush=True)
+
+
+# ---- translator -----------------------------------------------------------------------------------------------------
+
+
+def _open_pairs(sources: list[str], settings: TranslatorData, common: dict[str, Any]) -> Iterator[Pair]:
+    columns = {"source": _column(settings.source_column), "target": _column(settings.target_column)}
+    return read_pairs(sources, format=settings.format, header=settings.header, **columns, **common)
+
+
+def _score_translations(examples: Sequence[Pair], predictions: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+    references: dict[str, list[str]] = {}  # all that are known of a source count
+    for example in examples:
+        references.setdefault(example.source, []).append(str(example.target))
+    first = {example.source: place for place, example in reversed(list(enumerate(examples)))}
+    sources = sorted(first, key=lambda source: first[source])
+    hypotheses = [predictions[first[source]][0]["text"] for source in sources]
+    found = dataclasses.asdict(metrics.translation(hypotheses, [references[source] for source in sources]))
+    return {**found, "sources": len(sources), "pairs": len(examples)}
+
+
+def _write_translations(predicted: Tagged, file: TextIO) -> None:
+    """The best translation of each line; of several, number, text and score in columns."""
+    for number, (_, found) in enumerate(predicted):
+        if len(found) == 1:
+            print(found[0]["text"], file=file, flush=True)
+            continue
+        for each in found:
+            print(number, each["text"], f"{each['score']:.4f}", sep="\t", file=file, flush=True)
+
+
+# ---- reader ---------------------------------------------------------------------------------------------------------
+
+
+def _open_questions(sources: list[str], settings: ReaderData, common: dict[str, Any]) -> Iterator[Question]:
+    return read_questions(sources, format=settings.format, **common)
+
+
+def _question(given: Any) -> Question:
+    if isinstance(given, Question):
+        return given
+    if isinstance(given, tuple) and len(given) == 2:
+        return Question("", *map(str, given))
+    raise UserError(f"expected a question, or a pair of question and context, got {type(given).__name__}")
+
+
+def _score_answers(examples: Sequence[Question], predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    gold = [[answer.text for answer in example.answers] for example in examples]
+    return dataclasses.asdict(metrics.reading(gold, [each["answer"] for each in predictions]))
+
+
+def _write_answers(predicted: Tagged, file: TextIO) -> None:
+    """A line for each question: its id and the answer."""
+    for question, prediction in predicted:
+        print(question.id, prediction["answer"], sep="\t", file=file, flush=True)
+
+
+# ---- transcriber ----------------------------------------------------------------------------------------------------
+
+
+def _open_recordings(sources: list[str], settings: TranscriberData, common: dict[str, Any]) -> Iterator[Recording]:
+    columns = {"path": _column(settings.path_column), "transcript": _column(settings.transcript_column)}
+    return read_recordings(sources, header=settings.header, **columns, **common)
+
+
+def _recording(given: Any) -> Recording:
+    return given if isinstance(given, Recording) else Recording(str(given), Path(given))
+
+
+def _score_transcripts(examples: Sequence[Recording], predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = metrics.transcription([each["text"] for each in predictions], [str(each.transcript) for each in examples])
+    return dataclasses.asdict(found)
+
+
+def _write_transcripts(predicted: Tagged, file: TextIO) -> None:
+    """A line for each recording: its name and what it says."""
+    for recording, prediction in predicted:
+        print(recording.name, prediction["text"], sep="\t", file=file, flush=True)
+
+
+def write_json(predicted: Tagged, file: TextIO) -> None:
+    """A line of JSON for each prediction, whatever the task."""
+    for _, prediction in predicted:
+        print(json.dumps(prediction, ensure_ascii=False), file=file, flush=True)
+
+
+TASKS = {
+    "tagger": Task(
+        title="tagger",
+        data=TaggerData,
+        settings=TaggerSettings,
+        model=Tagger,
+        open=_open_sentences,
+        key=lambda example: " ".join(example.words),
+        example=_sentence,
+        score=_score_tags,
+        metric=("f1", "accuracy"),
+        write=write_sentences,
+    ),
+    "classifier": Task(
+        title="classifier",
+        data=ClassifierData,
+        settings=ClassifierSettings,
+        model=Classifier,
+        open=_open_labelled,
+        key=lambda example: example.text,
+        example=lambda given: given if isinstance(given, Labelled) else Labelled(given),
+        score=_score_labels,
+        metric=("accuracy",),
+        write=_write_labels,
+    ),
+    "translator": Task(
+        title="translator",
+        data=TranslatorData,
+        settings=TranslatorSettings,
+        model=Translator,
+        open=_open_pairs,
+        key=lambda example: example.source,
+        example=lambda given: given if isinstance(given, Pair) else Pair(given),
+        score=_score_translations,
+        metric=(),
+        write=_write_translations,
+        decoding=("beam", "n_best", "length_penalty"),
+    ),
+    "reader": Task(
+        title="reader",
+        data=ReaderData,
+        settings=ReaderSettings,
+        model=Reader,
+        open=_open_questions,
+        key=lambda example: example.context,
+        example=_question,
+        score=_score_answers,
+        metric=("exact_match",),
+        write=_write_answers,
+    ),
+    "transcriber": Task(
+        title="transcriber",
+        data=TranscriberData,
+        settings=TranscriberSettings,
+        model=Transcriber,
+        open=_open_recordings,
+        key=lambda example: example.name,
+        example=_recording,
+        score=_score_transcripts,
+        metric=("-cer",),
+        write=_write_transcripts,
+        decoding=("beam", "language_model", "lm_weight", "word_bonus"),
+    ),
+}

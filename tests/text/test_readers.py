@@ -1,0 +1,293 @@
+import gzip
+import io
+import os
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from recurra.config import UserError
+from recurra.text import readers
+from recurra.text.readers import (
+    Labelled,
+    Pair,
+    Recording,
+    held_out,
+    read_labelled,
+    read_pairs,
+    read_recordings,
+)
+
+needs_data = pytest.mark.skipif("RECURRA_DATA" not in os.environ, reason="RECURRA_DATA is not set")
+
+
+def file(path: Path, content: str, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+def feed(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+class TestLabelled:
+    def test_tables(self, tmp_path):
+        wanted = [Labelled("a, b", "x"), Labelled("c", "y")]
+        assert list(read_labelled(file(tmp_path / "t.tsv", "a, b\tx\nc\ty\n"))) == wanted
+        assert list(read_labelled(file(tmp_path / "t.csv", 'label,text\nx,"a, b"\ny,c\n'))) == wanted
+        content = '{"s": "a, b", "c": "x"}\n{"s": "c", "c": "y"}\n'
+        assert list(read_labelled(file(tmp_path / "t.jsonl", content), text="s", label="c")) == wanted
+        assert list(read_labelled(file(tmp_path / "t.txt", "a, b\tx\nc\ty\n"))) == wanted
+
+    def test_numbers_are_labels_in_jsonl(self, tmp_path):
+        content = '{"text": "a", "label": 1}\n'
+        assert list(read_labelled(file(tmp_path / "t.jsonl", content))) == [Labelled("a", "1")]
+
+    def test_text_is_handed_on_as_it_is(self, tmp_path):
+        odd = " a\x07b\x0b\xa0\u2028c "
+        assert list(read_labelled(file(tmp_path / "t.tsv", f"{odd}\tx\n"))) == [Labelled(odd, "x")]
+
+    def test_a_file_a_class(self, tmp_path):
+        file(tmp_path / "d" / "spam.txt", "a\nb\n")
+        (tmp_path / "d" / "ham.txt.gz").write_bytes(gzip.compress(b"c\n"))
+        wanted = [Labelled("c", "ham"), Labelled("a", "spam"), Labelled("b", "spam")]
+        assert list(read_labelled(tmp_path / "d")) == wanted
+        assert list(read_labelled(str(tmp_path / "d" / "*.txt*"))) == wanted
+        assert list(read_labelled([tmp_path / "d" / "spam.txt"], format="classes")) == wanted[1:]
+
+    def test_the_suffix_is_the_class_where_all_stems_are_the_same(self, tmp_path):
+        paths = [file(tmp_path / f"rt.{label}", f"é {label}\n", "latin-1") for label in ("neg", "pos")]
+        assert list(read_labelled(paths, encoding="latin-1")) == [Labelled("é neg", "neg"), Labelled("é pos", "pos")]
+
+    def test_a_folder_a_class(self, tmp_path):
+        file(tmp_path / "pos" / "1.txt", "a\nb\n")
+        file(tmp_path / "neg" / "deep" / "2.txt", "c\n")
+        assert list(read_labelled(tmp_path)) == [Labelled("c", "neg"), Labelled("a\nb", "pos")]
+
+    def test_a_folder_of_tables_is_read_as_tables(self, tmp_path):
+        file(tmp_path / "1.tsv", "a\tx\n")
+        file(tmp_path / "2.csv", "b,y\n")
+        assert list(read_labelled(tmp_path)) == [Labelled("a", "x"), Labelled("b", "y")]
+
+    def test_empty_texts_are_skipped_and_counted(self, tmp_path):
+        tally: Counter[str] = Counter()
+        found = list(read_labelled(file(tmp_path / "t.tsv", "a\tx\n \ty\n\nb\tz\n"), tally=tally))
+        assert found == [Labelled("a", "x"), Labelled("b", "z")]
+        assert tally == {readers.EMPTY_TEXTS: 1}
+
+    def test_for_prediction_every_line_is_an_example(self, tmp_path, monkeypatch):
+        path = file(tmp_path / "t.txt", "a b\n\nc\n")
+        assert list(read_labelled(path, labelled=False)) == [Labelled("a b"), Labelled(""), Labelled("c")]
+        path = file(tmp_path / "t.tsv", "a\tx\n\nb\t\n")
+        assert list(read_labelled(path, labelled=False)) == [Labelled("a", "x"), Labelled(""), Labelled("b")]
+        path = file(tmp_path / "t.tsv", "text\na\n")  # one column: no header, unless it is said to be one
+        assert list(read_labelled(path, labelled=False)) == [Labelled("text"), Labelled("a")]
+        assert list(read_labelled(path, labelled=False, text="text")) == [Labelled("a")]
+        path = file(tmp_path / "t.jsonl", '{"text": "a"}\n')
+        assert list(read_labelled(path, labelled=False)) == [Labelled("a")]
+        feed(monkeypatch, b"\xef\xbb\xbfa\r\nb")
+        assert list(read_labelled("-", labelled=False)) == [Labelled("a"), Labelled("b")]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "options", "message"),
+        [
+            ("t.tsv", "id\ttext\n", {}, r"t\.tsv, line 1: no column for the label; there are 'id', 'text'"),
+            (
+                "t.tsv",
+                "id\tbody\n",
+                {"labelled": False, "text": "txt"},
+                r"no column for the text; there are 'id', 'body'",
+            ),
+            ("t.tsv", "a\tx\nb\t\n", {}, r"t\.tsv, line 2: the label is missing"),
+            ("t.txt", "a\nb\n", {}, r"lines without classes; expected a table, or a file for each class"),
+            ("t.jsonl", '{"text": 1, "label": "x"}', {}, r"line 1: expected text to be text, got 1"),
+            ("t.jsonl", '{"text": "a", "label": true}', {}, r"line 1: expected label to be text, got true"),
+            ("t.jsonl", '{"text": "a", "label": null}', {}, r"line 1: the label is missing"),
+            ("t.jsonl", '{"label": "a"}', {"labelled": False}, r"line 1: no key 'text' for the text"),
+            ("t.tsv", "text\tlabel\n", {}, r"t\.tsv: there is no text in it"),
+            ("t.tsv", " \tx\n", {}, r"t\.tsv: there is no text in it"),
+            ("t.tsv", "a\tx\n", {"format": "xml"}, r"out of tsv, csv, jsonl, lines, classes, got 'xml'"),
+        ],
+    )
+    def test_mistakes(self, tmp_path, name, content, options, message):
+        with pytest.raises(UserError, match=message):
+            list(read_labelled(file(tmp_path / name, content), **options))
+
+    def test_empty_file_and_wrong_encoding(self, tmp_path):
+        with pytest.raises(UserError, match="empty, there is no text in it"):
+            list(read_labelled(file(tmp_path / "e.tsv", "")))
+        with pytest.raises(UserError, match="line 1, byte offset 0: 0xe9 is not utf-8"):
+            list(read_labelled(file(tmp_path / "t.tsv", "é\tx\n", "latin-1")))
+        assert list(read_labelled(tmp_path / "t.tsv", errors="replace")) == [Labelled("\ufffd", "x")]
+
+    def test_lines_are_read_as_they_are_asked_for(self, tmp_path):
+        examples = read_labelled(file(tmp_path / "t.tsv", "a\tx\nb\n"))
+        assert next(examples) == Labelled("a", "x")
+        with pytest.raises(UserError, match="line 2"):
+            next(examples)
+
+
+class TestPairs:
+    def test_parallel_files(self, tmp_path):
+        paths = [file(tmp_path / "en", "a\r\nb\r\n"), file(tmp_path / "fr", "x\ny")]
+        assert list(read_pairs(paths)) == [Pair("a", "x"), Pair("b", "y")]
+
+    def test_tables(self, tmp_path):
+        assert list(read_pairs(file(tmp_path / "t.txt", "a\tx\tCC-BY\nb\ty\tCC0\n"))) == [
+            Pair("a", "x"),
+            Pair("b", "y"),
+        ]
+        assert list(read_pairs(file(tmp_path / "t.tsv", "a\tx\tz\n"), source=3, target=1)) == [Pair("z", "a")]
+        paths = [file(tmp_path / f"{name}.jsonl", f'{{"source": "{name}", "target": "x"}}') for name in "ab"]
+        assert list(read_pairs(paths)) == [Pair("a", "x"), Pair("b", "x")]
+
+    def test_empty_sides_are_skipped_and_counted(self, tmp_path):
+        tally: Counter[str] = Counter()
+        paths = [file(tmp_path / "en", "a\n\nc\n"), file(tmp_path / "fr", "x\ny\n \n")]
+        assert list(read_pairs(paths, tally=tally)) == [Pair("a", "x")]
+        assert tally == {readers.EMPTY_PAIRS: 2}
+
+    def test_for_prediction_every_line_is_an_example(self, tmp_path):
+        path = file(tmp_path / "t.txt", "a\n\nb\n")
+        assert list(read_pairs(path, labelled=False)) == [Pair("a"), Pair(""), Pair("b")]
+
+    @pytest.mark.parametrize(
+        ("sides", "message"),
+        [
+            (("a\nb\nc\nd\n", "x\n"), r"got \S*en 4 and \S*fr 1; the first without a partner is \S*en, line 2$"),
+            (("a\n", "x\ny\nz\n"), r"got \S*en 1 and \S*fr 3; the first without a partner is \S*fr, line 2$"),
+        ],
+    )
+    def test_unequal_files(self, tmp_path, sides, message):
+        paths = [file(tmp_path / name, side) for name, side in zip(("en", "fr"), sides, strict=True)]
+        with pytest.raises(UserError, match=message):
+            list(read_pairs(paths))
+
+    @pytest.mark.parametrize(
+        ("content", "options", "message"),
+        [
+            ("a\nb\n", {}, r"line 1: no column for the target; there is 1, without names"),
+            ("a\tb\nc\n", {}, r"line 2: expected 2 columns as in the first row, got 1"),
+            ("a\tb\n", {"format": "parallel"}, r"expected two parallel texts, got 1"),
+            ("a\t\n", {}, r"there is no pair in it"),
+        ],
+    )
+    def test_mistakes(self, tmp_path, content, options, message):
+        with pytest.raises(UserError, match=message):
+            list(read_pairs(file(tmp_path / "t", content), **options))
+
+    def test_non_string(self, tmp_path):
+        with pytest.raises(UserError, match="line 1: expected target to be text, got 2"):
+            list(read_pairs(file(tmp_path / "t.jsonl", '{"source": "a", "target": 2}')))
+
+
+class TestRecordings:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for name in ("b.wav", "sub/a.npy", "c.txt"):
+            file(tmp_path / "sounds" / name, "")
+        return tmp_path / "sounds"
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("m.tsv", "b.wav\ttwo words\nsub/a.npy\tone\n"),
+            ("m.txt", "speaker\ttranscript\tpath\n1\ttwo words\tb.wav\n2\tone\tsub/a.npy\n"),
+            (
+                "m.jsonl",
+                '{"path": "b.wav", "transcript": "two words"}\n{"path": "sub/a.npy", "transcript": "one"}\n',
+            ),
+        ],
+    )
+    def test_manifests_are_relative_to_themselves(self, folder, name, content):
+        assert list(read_recordings(file(folder / name, content))) == [
+            Recording("b.wav", folder / "b.wav", "two words"),
+            Recording("sub/a.npy", folder / "sub" / "a.npy", "one"),
+        ]
+
+    def test_folders_and_single_files(self, folder):
+        paths = [folder / "b.wav", folder / "sub" / "a.npy"]
+        assert list(read_recordings(folder, labelled=False)) == [Recording(str(path), path) for path in paths]
+        assert list(read_recordings(paths, labelled=False)) == [Recording(str(path), path) for path in paths]
+
+    def test_manifest_on_standard_input_is_relative_to_here(self, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        feed(monkeypatch, b"b.wav\n")
+        assert list(read_recordings("-", labelled=False)) == [Recording("b.wav", Path("b.wav"))]
+
+    def test_empty_transcripts_are_skipped_and_counted(self, folder):
+        tally: Counter[str] = Counter()
+        path = file(folder / "m.tsv", "b.wav\t\nsub/a.npy\tone\n")
+        assert [one.transcript for one in read_recordings(path, tally=tally)] == ["one"]
+        assert tally == {readers.EMPTY_TRANSCRIPTS: 1}
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("b.wav\tx\nd.wav\ty\n", r"m\.tsv, line 2: there is no \S*d\.wav"),
+            ("c.txt\tx\n", r"line 1: expected a recording named \.wav or \.npy, got 'c\.txt'"),
+            ("b.wav\n", "no column for the transcript"),
+        ],
+    )
+    def test_mistakes(self, folder, content, message):
+        with pytest.raises(UserError, match=message):
+            list(read_recordings(file(folder / "m.tsv", content)))
+
+    def test_transcripts_are_needed(self, folder, tmp_path):
+        with pytest.raises(UserError, match="recordings without transcripts; give a table of lines"):
+            list(read_recordings(folder))
+        with pytest.raises(UserError, match=r"no \.wav or \.npy file there"):
+            list(read_recordings(file(tmp_path / "empty" / "x", "").parent))
+        with pytest.raises(UserError, match=r"d\.wav: no such file"):
+            list(read_recordings(folder / "d.wav", labelled=False))
+
+
+class TestHeldOut:
+    examples = tuple(Pair(f"s{i // 2}", f"t{i}") for i in range(4000))
+
+    def test_about_the_fraction_and_each_key_on_one_side(self):
+        kept, held = held_out(self.examples, 0.1, lambda pair: pair.source)
+        assert abs(len(held) - 400) < 80
+        assert not {pair.source for pair in kept} & {pair.source for pair in held}
+        assert sorted(kept + held, key=self.examples.index) == list(self.examples)
+        assert kept == [pair for pair in self.examples if pair not in set(held)]  # in their order
+
+    def test_depends_on_the_key_alone(self):
+        _, held = held_out(self.examples, 0.1, lambda pair: pair.source)
+        _, again = held_out(reversed(self.examples[1000:]), 0.1, lambda pair: pair.source)
+        assert again == [pair for pair in reversed(self.examples) if pair in held and pair in self.examples[1000:]]
+        _, more = held_out(self.examples, 0.2, lambda pair: pair.source)
+        assert set(held) < set(more)
+
+    def test_the_same_on_every_machine(self):
+        # printf 'test\0a' | b2sum -l 64 begins with 4; those of b to f with 7, f, 5, c and 9: below 8 is held out
+        kept, held = held_out(["a", "b", "c", "d", "e", "f"], 0.5, str)
+        assert (kept, held) == (["c", "e", "f"], ["a", "b", "d"])
+
+    def test_parts_are_independent(self):
+        kept, test = held_out(self.examples, 0.1, lambda pair: pair.source)
+        _, valid = held_out(kept, 0.1, lambda pair: pair.source, part="valid")
+        assert abs(len(valid) - 360) < 80
+        assert not set(test) & set(valid)
+
+    def test_all_or_nothing(self):
+        assert held_out(["a"], 0, str) == (["a"], [])
+        assert held_out(["a"], 1, str) == ([], ["a"])
+        with pytest.raises(UserError, match=r"too few examples \(1\) to set aside 0.5 of them as test"):
+            held_out(["a"], 0.5, str)
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            held_out(["a"], 5, str)
+
+
+@needs_data
+def test_real_files():
+    folder = Path(os.environ["RECURRA_DATA"])
+    polarity, pairs = folder / "sentence-polarity", folder / "tatoeba-eng-fra" / "fra.txt"
+    if not polarity.exists() or not pairs.exists():
+        pytest.skip("sentence-polarity and tatoeba-eng-fra are not there")
+    labels = Counter(one.label for one in read_labelled(str(polarity / "rt-polarity.*"), encoding="latin-1"))
+    assert labels == {"neg": 5331, "pos": 5331}
+    assert sum(1 for _ in read_pairs(pairs)) == 167_130

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import pytest
+
+from recurra.config import UserError
+from recurra.text.documents import file_document
+from recurra.text.tables import parsed_json, rows, table_format
+
+TEXT_AND_LABEL = {"text": None, "label": None}
+
+
+def fields(path: Path, content: str, kind: str = "tsv", columns=TEXT_AND_LABEL, needed=("text", "label"), **options):
+    path.write_bytes(content.encode())
+    return [tuple(row.fields.values()) for row in rows(file_document(path), kind, columns, needed=needed, **options)]
+
+
+class TestColumns:
+    def test_by_place_without_a_header(self, tmp_path):
+        assert fields(tmp_path / "t", "a b\tx\nc\ty\n") == [("a b", "x"), ("c", "y")]
+
+    def test_by_number_from_either_end(self, tmp_path):
+        columns = {"text": -1, "label": 1}
+        assert fields(tmp_path / "t", "x\t?\ta\ny\t?\tb\n", columns=columns) == [("a", "x"), ("b", "y")]
+
+    @pytest.mark.parametrize("header", ["label\tid\ttext", "Label\tid\tTEXT"])
+    def test_a_header_is_recognised_by_the_names(self, tmp_path, header):
+        assert fields(tmp_path / "t", f"{header}\nx\t1\ta\n") == [("a", "x")]
+
+    def test_by_other_names(self, tmp_path):
+        columns = {"text": "review", "label": "stars"}
+        assert fields(tmp_path / "t", "stars\treview\n5\tgood\n", columns=columns) == [("good", "5")]
+
+    def test_header_said_to_be_there_or_not(self, tmp_path):
+        columns = {"text": 1, "label": 2}
+        assert fields(tmp_path / "t", "a\tb\nc\td\n", columns=columns, header=True) == [("c", "d")]
+        assert fields(tmp_path / "t", "text\tlabel\nc\td\n", header=False) == [("text", "label"), ("c", "d")]
+
+    @pytest.mark.parametrize(
+        ("content", "columns", "message"),
+        [
+            ("id\ttext\n1\ta\n", TEXT_AND_LABEL, r"line 1: no column for the label; there are 'id', 'text'"),
+            ("only\none\n", TEXT_AND_LABEL, r"line 1: no column for the label; there is 1, without names"),
+            ("a\tb\n", {"text": 1, "label": 3}, r"no column 3 for the label; there are 2, counted from 1"),
+            ("a\tb\n", {"text": 0, "label": 1}, r"no column 0 for the text"),
+            ("a\tb\n", {"text": "words", "label": 1}, r"no column for the text; there are 'a', 'b'"),
+            ("text\ttext\tlabel\n", TEXT_AND_LABEL, r"two columns are called 'text'"),
+            ("a\tx\n\nb\tx\ty\n", TEXT_AND_LABEL, r"line 3: expected 2 columns as in the first row, got 3"),
+        ],
+    )
+    def test_mistakes(self, tmp_path, content, columns, message):
+        with pytest.raises(UserError, match=message):
+            fields(tmp_path / "t", content, columns=columns)
+
+    def test_blank_lines_are_rows_where_wanted(self, tmp_path):
+        content = "a\tx\n\nb\ty\n"
+        assert fields(tmp_path / "t", content) == [("a", "x"), ("b", "y")]
+        found = fields(tmp_path / "t", content, needed=["text"], blanks=True)
+        assert found == [("a", "x"), ("",), ("b", "y")]
+
+
+class TestKinds:
+    def test_a_tsv_has_no_quotes_and_keeps_every_character(self, tmp_path):
+        content = 'he said "no\tx\na\x0bb\u2028c\xa0d\x1c\ty\n'
+        assert fields(tmp_path / "t", content) == [('he said "no', "x"), ("a\x0bb\u2028c\xa0d\x1c", "y")]
+
+    def test_a_csv_has_quotes_and_fields_of_several_lines(self, tmp_path):
+        content = 'text,label\r\n"a, ""b""\r\nc",x\r\n\r\nd,y\r\n'
+        assert fields(tmp_path / "t", content, "csv") == [('a, "b"\nc', "x"), ("d", "y")]
+
+    def test_a_csv_field_may_be_long(self, tmp_path):
+        assert fields(tmp_path / "t", "a" * 200_000 + ",x\n", "csv") == [("a" * 200_000, "x")]
+
+    def test_lines_of_a_csv_are_counted_where_rows_begin(self, tmp_path):
+        with pytest.raises(UserError, match="line 4: expected 2 columns as in the first row, got 1"):
+            fields(tmp_path / "t", '"a\nb\nc",x\nd\n', "csv")
+
+    @pytest.mark.parametrize("content", ['a,x\n"b,y\nc,z\n', 'a,x\n"b"c,y\n'])
+    def test_broken_quotes(self, tmp_path, content):
+        with pytest.raises(UserError, match="line 2: not valid CSV"):
+            fields(tmp_path / "t", content, "csv")
+
+    def test_jsonl(self, tmp_path):
+        content = '{"text": "a\\tb\\u0007", "label": "x", "more": [1]}\n\n{"label": 3, "text": "c"}\n'
+        assert fields(tmp_path / "t", content, "jsonl") == [("a\tb\x07", "x"), ("c", 3)]
+        columns = {"text": "t", "label": None}
+        assert fields(tmp_path / "t", '{"t": "a"}', "jsonl", columns, needed=["text"]) == [("a", None)]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"text": "a"', r"line 2, column 13: not valid JSON"),
+            ("[1]", r"line 2: expected a JSON object, got \[1\]"),
+            ('{"text": "a", "class": "x"}', r"line 2: no key 'label' for the label; there are 'text', 'class'"),
+            ('{"text": NaN, "label": "x"}', r"line 2: not valid JSON: NaN is no number"),
+            ('{"text": "a", "text": "b"}', r"line 2: not valid JSON: 'text' comes twice"),
+            ("[" * 100_000, r"line 2: not valid JSON"),
+        ],
+    )
+    def test_bad_json(self, tmp_path, line, message):
+        with pytest.raises(UserError, match=message):
+            fields(tmp_path / "t", '{"text": "a", "label": "x"}\n' + line, "jsonl")
+
+    def test_a_key_of_jsonl_is_no_number(self, tmp_path):
+        with pytest.raises(UserError, match=r"expected the key of the text in a \.jsonl, got the number 1"):
+            fields(tmp_path / "t", "{}", "jsonl", {"text": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.tsv", "tsv"), ("a.CSV", "csv"), ("a.jsonl.gz", "jsonl"), ("a.txt", None), ("tsv", None)]
+)
+def test_table_format(name, kind):
+    assert table_format(file_document(Path(name))) == kind
+
+
+def test_line_of_an_error_in_a_longer_text():
+    with pytest.raises(UserError, match=r"^f, line 2, column 3: not valid JSON"):
+        parsed_json('{"a":\n  oops}', "f")
