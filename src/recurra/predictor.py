@@ -62,14 +62,15 @@ class Predictor:
     @property
     def data_settings(self) -> Any:
         """How the data was read that it was trained on."""
-        return from_mapping(self.task.data, {name: v for name, v in self.settings["data"].items() if name != "sources"})
+        given = {name: value for name, value in self.settings["data"].items() if name != "sources"}
+        return from_mapping(self.task.data, given, "data")
 
     def predict(self, examples: Iterable[Any], **options: Any) -> list[Any]:
         """A prediction for each example, in their order.
 
         Args:
-            examples: of the kind of :mod:`recurra.text.readers` that the task reads, or what a user would write in their
-                place: a sentence, a list of words, a pair of question and context.
+            examples: of the kind of :mod:`recurra.text.readers` that the task reads, or what a user would write in
+                their place: a sentence, a list of words, a pair of question and context.
             options: of decoding, such as ``beam``; see the model's ``predict``.
         """
         return [prediction for _, prediction in self.stream(examples, **options)]

@@ -106,14 +106,15 @@ def train_task(
         return _train(kind, directory, device, resume, watch, say)
 
 
-def _read(kind: str, sources: Sequence[str], settings: Any) -> dict[str, list[Any]]:
+def _read(kind: str, sources: Sequence[str], settings: Any, say: Callable[[str], None]) -> dict[str, list[Any]]:
     """The examples of each split; those of ``train`` at least."""
     task = TASKS[kind]
     if not sources:
         raise UserError("no data given: name the files or folders that hold the examples")
     if "-" in sources:
         raise UserError("standard input can be read once, and training reads its data again to resume: give a file")
-    splits = task.splits(sources, settings)
+    say(f"reading {', '.join(sources)}")
+    splits = task.splits(sources, settings, say)
     if not splits["train"]:
         raise UserError(f"{', '.join(sources)}: there is not an example to train on")
     return splits
@@ -130,8 +131,7 @@ def _prepare(
     """Settings settled and written, vocabularies with them; an older model there goes only when all this has worked."""
     task, training = TASKS[kind], _settled(kind, chosen["training"])
     check_support(training, device)
-    say(f"reading {', '.join(sources)}")
-    splits = _read(kind, sources, chosen["data"])
+    splits = _read(kind, sources, chosen["data"], say)
     train = splits["train"]
     codec = task.model.codec_type.build(train, chosen["model"])
     model = task.model.settle(chosen["model"], train, codec)
@@ -154,14 +154,11 @@ def _prepare(
 
 def _settled(kind: str, training: ExampleTrainingSettings) -> ExampleTrainingSettings:
     """Training settings with an end."""
-    task = TASKS[kind]
-    given: dict[str, Any] = {}
+    usual = TASKS[kind].training
+    chosen = {name: value for name, value in usual.items() if getattr(training, name) is None}
     if not (training.epochs or training.max_steps or training.max_minutes is not None or training.early_stopping):
-        given["max_minutes"] = DEFAULT_MINUTES
-    for name, value in task.training.items():
-        if getattr(training, name) == next(f.default for f in dataclasses.fields(training) if f.name == name):
-            given[name] = value
-    return dataclasses.replace(training, **given)
+        chosen["max_minutes"] = DEFAULT_MINUTES
+    return dataclasses.replace(training, **chosen)
 
 
 def _take_over_limits(
@@ -198,7 +195,7 @@ def _train(
     content, task = read_settings(directory, kind), TASKS[kind]
     settings = from_mapping(ExampleTrainingSettings, content["training"], str(directory))
     data = dict(content["data"])
-    splits = _read(kind, data.pop("sources"), from_mapping(task.data, data, str(directory)))
+    splits = _read(kind, data.pop("sources"), from_mapping(task.data, data, str(directory)), lambda _: None)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -207,9 +204,20 @@ def _train(
     if _digest(train) != content["data_digest"]:
         raise UserError(f"{directory}: the data is not what it was when training began; train anew with --overwrite")
     valid_examples = splits.get("valid", [])[:VALID_SCORED]
-    place = {"rank": distributed.rank(), "ranks": distributed.world_size()}
-    size = {"batch_size": settings.batch_size, "batch_tokens": settings.batch_tokens}
-    valid = ExampleBatches(_encoded(model.codec, valid_examples), shuffled=False, **size, **place)
+
+    def batches(examples: Sequence[Encoded], epoch: int = 0, *, shuffled: bool = True) -> ExampleBatches:
+        assert settings.batch_size is not None
+        return ExampleBatches(
+            examples,
+            batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
+            shuffled=shuffled,
+            seed=settings.seed,
+            epoch=epoch,
+            rank=distributed.rank(),
+            ranks=distributed.world_size(),
+        )
+
     predictor = Predictor(model, kind, content)
 
     def score() -> float:
@@ -218,8 +226,8 @@ def _train(
     trainer = Trainer(
         model,
         settings,
-        lambda epoch: ExampleBatches(train, seed=settings.seed, epoch=epoch, **size, **place),
-        valid=valid,
+        lambda epoch: batches(train, epoch),
+        valid=batches(_encoded(model.codec, valid_examples), shuffled=False),
         score=score if valid_examples and task.metric else None,
         carry_state=False,
         directory=directory / "training",
@@ -274,5 +282,3 @@ def _plain(scores: Any) -> Any:
     if isinstance(scores, dict):
         return {name: _plain(value) for name, value in scores.items()}
     return None if isinstance(scores, float) and not math.isfinite(scores) else scores
-
-

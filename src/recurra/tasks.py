@@ -58,6 +58,7 @@ class DataSettings:
 class TaggerData(DataSettings):
     """Sentences in columns."""
 
+    format: str | None = setting(None, "of the data", choices=("conllu", "columns", "lines"))
     word_column: str | None = setting(None, "column of the words, by number or CoNLL-U name; the first by default")
     tag_column: str | None = setting(
         None, "column of the tags, by number or CoNLL-U name; upos, or the last, by default"
@@ -115,7 +116,7 @@ class Task(NamedTuple):
         metric: which of the scores the best model is chosen by, the first that there is; a minus before one that is
             better when lower. Empty: by the loss.
         write: writes predictions in a form that its users know.
-        training: how it is trained, where that is not the Trainer's default.
+        training: how it is trained where that is left open (None).
         quick: options of decoding while it trains.
         decoding: names of the options of decoding that it takes.
     """
@@ -130,7 +131,7 @@ class Task(NamedTuple):
     score: Callable[[Sequence[Any], Sequence[Any]], dict[str, Any]]
     metric: tuple[str, ...]
     write: Callable[[Tagged, TextIO], None]
-    training: Mapping[str, Any] = {}
+    training: Mapping[str, Any] = {"batch_size": 32, "learning_rate": 3e-3}
     quick: Mapping[str, Any] = {}
     decoding: tuple[str, ...] = ()
 
@@ -180,14 +181,15 @@ class Task(NamedTuple):
 
 def _column(name: str | None) -> str | int | None:
     """A column's number or name."""
-    return int(name) if name is not None and name.isdecimal() else name
+    return int(name) if name is not None and name.removeprefix("-").isdecimal() else name
 
 
 # ---- tagger ---------------------------------------------------------------------------------------------------------
 
 
 def _open_sentences(sources: list[str], settings: TaggerData, common: dict[str, Any]) -> Iterator[Sentence]:
-    return read_sentences(sources, word=_column(settings.word_column), tag=_column(settings.tag_column), **common)
+    columns: dict[str, Any] = {"word": _column(settings.word_column), "tag": _column(settings.tag_column)}
+    return read_sentences(sources, format=settings.format, **columns, **common)
 
 
 def _sentence(given: Any) -> Sentence:
@@ -204,9 +206,7 @@ def _score_tags(examples: Sequence[Sentence], predictions: Sequence[list[str]]) 
         return {"accuracy": metrics.accuracy(*flat), "words": len(flat[0])}
     wanted: metrics.Scheme = "bioes" if scheme == "bioes" else "bio"
     if scheme != wanted:
-        gold, predictions = (
-            [list(tag_schemes.convert(tags, wanted)) for tags in side] for side in (gold, predictions)
-        )
+        gold, predictions = ([list(tag_schemes.convert(tags, wanted)) for tags in side] for side in (gold, predictions))
     return dataclasses.asdict(metrics.spans(gold, predictions, scheme=wanted))
 
 
@@ -214,7 +214,7 @@ def _score_tags(examples: Sequence[Sentence], predictions: Sequence[list[str]]) 
 
 
 def _open_labelled(sources: list[str], settings: ClassifierData, common: dict[str, Any]) -> Iterator[Labelled]:
-    columns = {"text": _column(settings.text_column), "label": _column(settings.label_column)}
+    columns: dict[str, Any] = {"text": _column(settings.text_column), "label": _column(settings.label_column)}
     return read_labelled(sources, format=settings.format, header=settings.header, **columns, **common)
 
 
@@ -234,7 +234,7 @@ def _write_labels(predicted: Tagged, file: TextIO) -> None:
 
 
 def _open_pairs(sources: list[str], settings: TranslatorData, common: dict[str, Any]) -> Iterator[Pair]:
-    columns = {"source": _column(settings.source_column), "target": _column(settings.target_column)}
+    columns: dict[str, Any] = {"source": _column(settings.source_column), "target": _column(settings.target_column)}
     return read_pairs(sources, format=settings.format, header=settings.header, **columns, **common)
 
 
@@ -270,7 +270,8 @@ def _question(given: Any) -> Question:
     if isinstance(given, Question):
         return given
     if isinstance(given, tuple) and len(given) == 2:
-        return Question("", *map(str, given))
+        question, context = map(str, given)
+        return Question("", question, context)
     raise UserError(f"expected a question, or a pair of question and context, got {type(given).__name__}")
 
 
@@ -289,7 +290,7 @@ def _write_answers(predicted: Tagged, file: TextIO) -> None:
 
 
 def _open_recordings(sources: list[str], settings: TranscriberData, common: dict[str, Any]) -> Iterator[Recording]:
-    columns = {"path": _column(settings.path_column), "transcript": _column(settings.transcript_column)}
+    columns: dict[str, Any] = {"path": _column(settings.path_column), "transcript": _column(settings.transcript_column)}
     return read_recordings(sources, header=settings.header, **columns, **common)
 
 
@@ -338,6 +339,7 @@ TASKS = {
         score=_score_labels,
         metric=("accuracy",),
         write=_write_labels,
+        training={"batch_size": 32, "learning_rate": 2e-3},
     ),
     "translator": Task(
         title="translator",
@@ -350,6 +352,7 @@ TASKS = {
         score=_score_translations,
         metric=(),
         write=_write_translations,
+        training={"batch_size": 128, "learning_rate": 2e-3},
         decoding=("beam", "n_best", "length_penalty"),
     ),
     "reader": Task(
@@ -358,7 +361,7 @@ TASKS = {
         settings=ReaderSettings,
         model=Reader,
         open=_open_questions,
-        key=lambda example: example.context,
+        key=lambda example: example.context.partition("\n")[0],  # a story grows from question to question
         example=_question,
         score=_score_answers,
         metric=("exact_match",),

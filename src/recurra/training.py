@@ -99,7 +99,7 @@ class TrainingSettings(TrainerSettings):
 class ExampleTrainingSettings(TrainerSettings):
     """How a model is trained on examples of different lengths."""
 
-    batch_size: int = setting(32, "examples of a batch, at most (all ranks together)", minimum=1)
+    batch_size: int | None = setting(None, "examples of a batch, at most (all ranks together)", minimum=1)
     batch_tokens: int | None = setting(None, "time steps of a batch, at most, padding among them", minimum=1)
 
 

@@ -218,6 +218,14 @@ def test_float32_and_bfloat16_lose_nothing_in_sums():
     )
 
 
+def test_nan_among_valid_scores_shows():
+    layer, emissions = built(True), torch.zeros(20, 2, TAGS, dtype=torch.float64)
+    emissions[7, 1, 2] = torch.nan
+    found = layer.log_partition(emissions)
+    assert found[0].isfinite()
+    assert found[1].isnan()
+
+
 def test_a_batch_of_nothing():
     layer = built()
     for shape, lengths in (((0, 2, TAGS), None), ((3, 2, TAGS), [0, 0]), ((3, 0, TAGS), [])):

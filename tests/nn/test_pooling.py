@@ -80,6 +80,17 @@ def test_no_steps_at_all(kind):
     assert Pooling(kind, FEATURES)(torch.zeros(0, 2, FEATURES)).tolist() == [[0.0] * FEATURES] * 2
 
 
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_bfloat16(kind):
+    layer = Pooling(kind, FEATURES)
+    states = padded().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(states, LENGTHS)
+    pure = layer.bfloat16()(states, LENGTHS)
+    for found in (mixed, pure):
+        torch.testing.assert_close(found.float(), layer.float()(states.float(), LENGTHS), rtol=0.05, atol=0.05)
+
+
 def test_the_final_state_is_the_recurrent_layers_own():
     layer = rnn.LSTM(3, 2, bidirectional=True).double()
     states, final = layer(torch.randn(TIME, len(LENGTHS), 3).double(), lengths=LENGTHS)

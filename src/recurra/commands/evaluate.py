@@ -151,5 +151,7 @@ def _table(result: Evaluation) -> str:
 
 
 COMMANDS = {
-    "evaluate": Command("perplexity of a language model on a text; scores of any other on examples", _evaluate_flags, _evaluate),
+    "evaluate": Command(
+        "perplexity of a language model on a text; scores of any other on examples", _evaluate_flags, _evaluate
+    ),
 }

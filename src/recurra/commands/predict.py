@@ -115,6 +115,7 @@ def _predict_flags(parser: ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from recurra.predictor import Predictor
+    from recurra.streaming import follow
     from recurra.tasks import write_json
 
     predictor = Predictor.load(arguments.directory, device=arguments.device)
@@ -122,7 +123,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.stream:
         if arguments.data != ["-"]:
             raise UserError("--stream reads standard input: leave the files out, or --stream")
-        for piece in predictor.follow(sys.stdin.buffer):
+        if options or arguments.json:
+            raise UserError("--stream goes with no other option than --device")
+        data = predictor.data_settings
+        for piece in follow(predictor.model, sys.stdin.buffer, encoding=data.encoding, errors=data.errors):
             print(piece, flush=True)
         return 0
     examples = predictor.task.read(arguments.data, predictor.data_settings, labelled=False)
@@ -153,7 +157,9 @@ def evaluate_predictor(arguments: argparse.Namespace) -> int:
 def _summary(scores: dict[str, Any]) -> str:
     """The single numbers of an evaluation in one line."""
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
-    return "  ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items())
+    return "  ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )
 
 
 COMMANDS = {

@@ -223,7 +223,10 @@ class WordReader(nn.Module):
         return self.embedding.weight.shape[1] + (self.characters.features if self.characters is not None else 0)
 
     def forward(self, batch: ExampleBatch) -> Tensor:
-        """Vectors ``[time, batch, output_size]`` of examples encoded by :class:`Words`, zeros in padding."""
+        """Vectors ``[time, batch, output_size]`` of examples encoded by :class:`Words`, zeros in padding.
+
+        Where all are empty there is one step of padding.
+        """
         words = batch.arrays["words"]
         steps, columns = valid_steps(batch.lengths["words"].to(words.device), len(words)).nonzero(as_tuple=True)
         looked_up = words[steps, columns]
@@ -235,7 +238,8 @@ class WordReader(nn.Module):
             found = torch.where(self.covered[looked_up, None], F.embedding(looked_up, self.frozen), found)
         if self.characters is not None:
             found = torch.cat((found, self._spelled(batch, steps, columns)), 1)
-        return found.new_zeros(*words.shape, found.shape[1]).index_put((steps, columns), found)
+        time = max(1, len(words))  # locked dropout needs a step to draw for
+        return found.new_zeros(time, batch.size, found.shape[1]).index_put((steps, columns), found)
 
     def _spelled(self, batch: ExampleBatch, steps: Tensor, columns: Tensor) -> Tensor:
         """Vectors ``[words, features]`` by the characters of the words at these places."""
@@ -272,7 +276,7 @@ class WordReader(nn.Module):
 def _character_layer(settings: WordSettings, spellings: Sequence[str]) -> CharacterCNN | CharacterLSTM:
     size, features = settings.character_size, settings.character_features
     if settings.characters == "cnn":
-        # Trigrams (Ma and Hovy 2016), and what is shorter and longer, a third each.
+        # Trigrams (Ma and Hovy 2016), and half as many of the next shorter and longer ones.
         filters = [(2, features // 2), (3, features), (4, features // 2)]
         filters = [(width, max(1, count)) for width, count in filters]
         return CharacterCNN(
@@ -426,6 +430,7 @@ class Tagger(TaskModel):
     def loss(self, batch: ExampleBatch) -> Tensor:
         """Summed -log p of the tags: word by word, or by a CRF of whole sentences."""
         emissions, targets, lengths = self._emissions(batch), batch.arrays["tags"], batch.lengths["tags"]
+        emissions = emissions[: len(targets)]
         scored = targets[:1] != UNSCORED  # all words of a sentence, or none
         if self.crf is not None:
             ends = torch.where(scored.cpu().any(0), lengths, 0)

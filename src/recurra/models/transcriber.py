@@ -1,8 +1,8 @@
 """Transcribers: sequences of feature vectors, sounds or handwriting, become text without an alignment between the two.
 
-An encoder reads the frames, by default in both directions, after a few of them were made one if asked for; from each of
-its states follow the scores of all symbols and of the blank of connectionist temporal classification (Graves et al. 2006;
-Graves and Schmidhuber 2009 for handwriting).
+An encoder reads the frames, by default in both directions, after a few of them were made one if asked for. From each of
+its states follow the scores of all symbols, and of the blank of connectionist temporal classification (Graves et al.
+2006; for handwriting, Graves and Schmidhuber 2009).
 
 Letters in shapes: T frames, N recordings, D features of a frame, U symbols of a transcript.
 """
@@ -10,7 +10,7 @@ Letters in shapes: T frames, N recordings, D features of a frame, U symbols of a
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.config import UserError, from_mapping, setting, to_mapping
-from recurra.models.protocol import device_of
 from recurra.models.task import Codec, TaskModel
 from recurra.nn.ctc import BLANK, ctc_loss, greedy, prefix_beam_search
 from recurra.nn.encoder import Encoder, EncoderSettings
@@ -243,7 +242,7 @@ def _cut(transcript: str, units: str) -> list[str]:
 
 def _needed(symbols: Sequence[str]) -> int:
     """Frames that symbols need: one each, and one for the blank between equal ones."""
-    return len(symbols) + sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
+    return len(symbols) + sum(a == b for a, b in itertools.pairwise(symbols))
 
 
 # ---- the network ----------------------------------------------------------------------------------------------------
@@ -262,8 +261,8 @@ class Transcriber(TaskModel):
     """A network that writes down what it hears or sees.
 
     A prediction is ``{"text": transcript, "log_prob": p}``, p being the natural log-probability of the likeliest path
-    with a beam of 1, else that of the text, of all paths that the beam kept. Of a recording without a frame, the text is
-    empty.
+    with a beam of 1, else that of the text, of all paths that the beam kept. Of a recording without a frame, the text
+    is empty.
 
     Args:
         settings: with nothing left to choose.
@@ -295,8 +294,8 @@ class Transcriber(TaskModel):
         cls, settings: TranscriberSettings, examples: Sequence[Recording], codec: TranscriberCodec
     ) -> TranscriberSettings:
         """Take reduction and rate from the codec, and what ``augment`` stands for."""
-        varied = {name: value if settings.augment else 0 for name, value in AUGMENTED.items()}
-        varied = {name: value for name, value in varied.items() if getattr(settings, name) is None}
+        unset = [name for name in AUGMENTED if getattr(settings, name) is None]
+        varied: dict[str, Any] = {name: AUGMENTED[name] if settings.augment else 0 for name in unset}
         return replace(settings, reduction=codec.reduction, rate=codec.features.rate, **varied)
 
     def loss(self, batch: ExampleBatch) -> Tensor:
@@ -308,7 +307,7 @@ class Transcriber(TaskModel):
             here = kept.cpu()
             features, lengths = features[:, kept], lengths[here]
             symbols, sizes, needed = symbols[:, kept], sizes[here], needed[kept]
-        if not len(kept):
+        if not len(kept) or not len(features):
             return self.output.bias.sum() * 0
         frames = self._normalised(features, lengths)
         if self.training:
@@ -332,9 +331,9 @@ class Transcriber(TaskModel):
         Args:
             batch: encoded without targets.
             beam: beginnings of a transcript that are kept; 1 is what the likeliest path stands for.
-            n_best: with more than 1, each prediction also has ``"alternatives"``, that many transcripts, the best first,
-                each with ``"text"``, ``"log_prob"``, ``"language_model"``, the log-probability by the language model,
-                and ``"score"``, what they are ranked by.
+            n_best: with more than 1, each prediction also has ``"alternatives"``, that many transcripts, the best
+                first, each with ``"text"``, ``"log_prob"``, ``"language_model"``, the log-probability by the language
+                model, and ``"score"``, what they are ranked by.
             language_model: a :class:`recurra.LanguageModel` of characters or words, which is asked how likely each
                 transcript is; see :func:`recurra.nn.ctc.prefix_beam_search`.
             lm_weight: what its log-probabilities are multiplied by.
@@ -427,12 +426,12 @@ class Transcriber(TaskModel):
     # ---- parts ----------------------------------------------------------------------------------------------------
 
     def _normalised(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Features of mean 0 and deviation 1, ``[T, N, D]``; zeros in padding, which may be joined to the last frames."""
+        """Features of mean 0 and deviation 1, ``[T, N, D]``; zeros in padding, which may be joined to last frames."""
         there = valid_steps(lengths.to(features.device), len(features))[..., None]
         return ((features.to(self.mean) - self.mean) / self.deviation).masked_fill(~there, 0.0)
 
     def _log_probs(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of blank and symbols ``[T, N, 1 + symbols]``, once frames are fewer, and how many there are."""
+        """Log-probabilities of blank and symbols ``[T, N, 1 + symbols]`` of reduced frames; how many there are."""
         frames = F.pad(frames, (0, 0, 0, 0, 0, -len(frames) % self.reduction))
         vectors, _ = self._reduced(frames, frames.new_zeros(frames.shape[1], self.reduction * frames.shape[2]))
         lengths = (lengths + self.reduction - 1) // self.reduction
@@ -444,7 +443,7 @@ class Transcriber(TaskModel):
 
         A convolution with a kernel of twice the reduction and a stride of one: it needs nothing that comes later.
         """
-        time, batch, size = frames.shape
+        _, batch, size = frames.shape
         joined = frames.view(-1, self.reduction, batch, size).transpose(1, 2).reshape(-1, batch, self.reduction * size)
         if self.convolution is None:
             return joined, joined[-1]
@@ -452,7 +451,7 @@ class Transcriber(TaskModel):
         return F.relu(self.convolution(torch.cat((earlier, joined), 2))), joined[-1]
 
     def _varied(self, frames: Tensor, lengths: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
-        """Recordings as they might have been: at another speed, noisy, with parts hidden (Park et al. 2019, SpecAugment).
+        """Recordings as they might be: at another speed, noisy, with parts hidden (SpecAugment: Park et al. 2019).
 
         Args:
             frames: normalised, ``[T, N, D]``.
@@ -499,18 +498,14 @@ class Transcriber(TaskModel):
         tokenizer, units = language_model.tokenizer, self.codec.units
         given = {"language_model": language_model.model}
         id_of = _token_of(tokenizer)
-        if (
-            tokenizer.kind == "characters"
-            and units == "characters"
-            or tokenizer.kind in ("words", "whitespace")
-            and (units == "words")
-        ):
+        words = tokenizer.kind in ("words", "whitespace")
+        if tokenizer.kind == units or (words and units == "words"):
             return {**given, "tokens": [0, *map(id_of, self.codec.symbols)]}
-        if tokenizer.kind in ("words", "whitespace"):
+        if words:
             separator = self.codec.symbol(SPACE)
             if separator is None:
                 raise UserError(
-                    "this model has learnt no spaces, so a language model of words cannot tell where its words end; give"
+                    "this model has learnt no spaces, and cannot tell a language model of words where they end; give"
                     " one of characters"
                 )
             return {**given, "separator": separator, "word_token": lambda symbols: id_of(self.codec.decode(symbols))}

@@ -63,7 +63,6 @@ class TranslatorSettings(EncoderSettings):
         UserError: settings that do not go together.
     """
 
-    layers: int = setting(2, "layers of the encoder", minimum=1)
     input_dropout: float = setting(0.1, "locked dropout on token vectors of both sides", minimum=0, maximum=0.99)
     dropout: float = setting(0.2, "locked dropout between layers", minimum=0, maximum=0.99)
     output_dropout: float = setting(
@@ -334,7 +333,7 @@ class Translator(TaskModel):
         states = sizes[-1] * (2 if settings.bidirectional else 1)
         return dataclasses.replace(
             settings,
-            vocabulary_size=settings.vocabulary_size or max(words, len(codec.source.vocabulary)),
+            vocabulary_size=settings.vocabulary_size or max(3, words, len(codec.source.vocabulary)),
             embedding_size=settings.embedding_size or sizes[0],
             decoder_size=settings.decoder_size or (states if settings.attention == "dot" else sizes[0]),
             decoder_layers=settings.decoder_layers or settings.layers,
@@ -397,20 +396,21 @@ class Translator(TaskModel):
         if self.settings.input_feeding or (self.training and self.settings.scheduled_sampling):
             vectors, weights = self._step_by_step(inputs, reading)
             return vectors[valid], targets[valid], weights
-        words = self.embedding(inputs)
-        words = words * self._mask(words[:1], self.settings.input_dropout)
+        words = _times(self.embedding(inputs), self._mask(batch.size, self.encoder.input_size, "input_dropout"))
         states, _ = self.decoder(words, reading.hidden, lengths=batch.lengths["target"])
         context, weights = (None, None) if self.attention is None else self.attention(states, _held(reading.memory))
         rows, columns = valid.nonzero(as_tuple=True)
         vectors = self._combined(states[rows, columns], None if context is None else context[rows, columns])
-        mask = self._mask(vectors.new_ones(batch.size, self._vector), self.settings.output_dropout)
-        return vectors * (mask if mask.dim() < 2 else mask[columns]), targets[rows, columns], weights
+        mask = self._mask(batch.size, self._vector, "output_dropout")
+        return vectors if mask is None else vectors * mask[columns], targets[rows, columns], weights
 
     def _step_by_step(self, inputs: Tensor, reading: Reading) -> tuple[Tensor, Tensor | None]:
         """Read ``inputs [T, N]`` one after the other; vectors [T, N, W] and attention's weights [T, N, S]."""
-        batch, like = inputs.shape[1], self.combine.weight
-        words_mask = self._mask(like.new_ones(batch, self._embedding_size), self.settings.input_dropout)
-        vector_mask = self._mask(like.new_ones(batch, self._vector), self.settings.output_dropout)
+        batch = inputs.shape[1]
+        masks = (
+            self._mask(batch, self.encoder.input_size, "input_dropout"),
+            self._mask(batch, self._vector, "output_dropout"),
+        )
         guesses = self.settings.scheduled_sampling if self.training else 0.0
         found: list[Tensor] = []
         weights: list[Tensor | None] = []
@@ -419,22 +419,22 @@ class Translator(TaskModel):
                 with torch.no_grad():
                     guessed = self.output.log_probs(found[-1]).exp().multinomial(1)[:, 0]
                     tokens = torch.where(torch.rand(batch, device=tokens.device) < guesses, guessed, tokens)
-            vectors, reading, looked = self._advance(tokens, reading, words_mask, vector_mask)
+            vectors, reading, looked = self._advance(tokens, reading, *masks)
             found.append(vectors)
             weights.append(looked)
         looks = None if self.attention is None else torch.stack([_held(looked) for looked in weights])
         return torch.stack(found), looks
 
     def _advance(
-        self, tokens: Tensor, reading: Reading, words_mask: Tensor | float = 1.0, vector_mask: Tensor | float = 1.0
+        self, tokens: Tensor, reading: Reading, word_mask: Tensor | None = None, vector_mask: Tensor | None = None
     ) -> tuple[Tensor, Reading, Tensor | None]:
         """Read a token in every row, ``tokens [R]``: vectors [R, W], what is known now, attention's weights [R, S]."""
-        words = self.embedding(tokens) * words_mask
+        words = _times(self.embedding(tokens), word_mask)
         if reading.fed is not None:
             words = torch.cat((words, reading.fed), -1)
         states, hidden = self.decoder(words[None], reading.hidden)
         context, weights = self._look_up(states[0], reading)
-        vectors = self._combined(states[0], context) * vector_mask
+        vectors = _times(self._combined(states[0], context), vector_mask)
         fed = None if reading.fed is None else vectors
         return vectors, reading._replace(hidden=hidden, fed=fed), weights
 
@@ -570,7 +570,7 @@ class Translator(TaskModel):
         )
         found: list[list[Hypothesis]] = [[] for _ in range(batch.size)]
         order = [place for place in lengths.argsort(descending=True).tolist() if lengths[place] > 1]
-        at_once = max(1, SCORES_AT_ONCE // (len(self.codec.target.vocabulary) * beam))
+        at_once = max(1, SCORES_AT_ONCE // (len(self.codec.target.vocabulary) * max(1, beam)))
         for first in range(0, len(order), at_once):
             places = order[first : first + at_once]
             part = _columns(batch, places)
@@ -618,18 +618,19 @@ class Translator(TaskModel):
 
     # ---- small things ---------------------------------------------------------------------------------------------
 
-    @property
-    def _embedding_size(self) -> int:
-        return self.encoder.input_size
-
     def _valid(self, batch: ExampleBatch, name: str) -> Tensor:
         """Which steps of an array are there, [time, N]."""
         array = batch.arrays[name]
         return valid_steps(batch.lengths[name].to(array.device), len(array))
 
-    def _mask(self, like: Tensor, p: float) -> Tensor:
-        """What dropout multiplies by, one mask a sequence; a number, 1, where nothing is dropped."""
-        return locked_mask(like, p) if self.training and p else like.new_ones(())
+    def _mask(self, batch: int, features: int, setting: str) -> Tensor | None:
+        """What dropout multiplies by, the same at all steps, [N, features]; None where nothing is dropped."""
+        p = getattr(self.settings, setting)
+        return locked_mask(self.combine.weight.new_empty(batch, features), p) if self.training and p else None
+
+
+def _times(vectors: Tensor, mask: Tensor | None) -> Tensor:
+    return vectors if mask is None else vectors * mask
 
 
 def _one_line(text: str) -> str:

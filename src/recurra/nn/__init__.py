@@ -9,7 +9,7 @@ from .cells import GRUCell, LSTMCell, LSTMState, RNNCell
 from .characters import CharacterCNN, CharacterLSTM, Highway
 from .classes import ClassSoftmax
 from .crf import Allowed, LinearChainCRF, bio_constraints
-from .ctc import Hypothesis, ctc_loss, greedy, prefix_beam_search
+from .ctc import ctc_loss, prefix_beam_search
 from .dropout import LockedDropout
 from .embedding import AdaptiveEmbedding, Embedding
 from .encoder import Encoder, EncoderSettings
@@ -41,7 +41,6 @@ __all__ = [
     "GRUCell",
     "HashedNgrams",
     "Highway",
-    "Hypothesis",
     "LSTMCell",
     "LSTMState",
     "LinearChainCRF",
@@ -55,7 +54,6 @@ __all__ = [
     "Trace",
     "bio_constraints",
     "ctc_loss",
-    "greedy",
     "implementation",
     "prefix_beam_search",
 ]

@@ -118,7 +118,7 @@ class Attention(nn.Module):
             )
         asked = query[:, None] if alone else query.transpose(0, 1)  # [N, T, Q]
         if self.kind == "additive":
-            compared = (self.query(asked)[:, :, None] + memory.keys[:, None]).tanh()  # [N, T, S, features]
+            compared = (self.query(asked)[:, :, None] + memory.keys[:, None]).tanh_()  # [N, T, S, features]
             scores = compared @ self.score.to(compared.dtype)
         else:
             scores = torch.bmm(asked, memory.keys.transpose(1, 2))  # [N, T, S]

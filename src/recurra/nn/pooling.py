@@ -97,7 +97,7 @@ class Pooling(nn.Module):
             return highest.masked_fill((ends == 0)[:, None], 0.0)
         if self.kind == "mean":
             return states.sum(0) / ends.clamp(min=1)[:, None]
-        return torch.einsum("tn,tnf->nf", self._weights(states, valid), states)
+        return torch.einsum("tn,tnf->nf", self._weights(states, valid).to(states.dtype), states)
 
     def weights(self, states: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return how much of each step attention takes, ``[T, N]``: 0 in padding, each sequence's sum is 1.

@@ -77,8 +77,8 @@ class ExampleBatches(MadeBatches[ExampleBatch]):
     """Batches of examples of about the same length, so that little of them is padding.
 
     Examples are shuffled, sorted by length (so equal lengths stay shuffled), cut into batches, and the batches
-    shuffled: all by ``seed`` and ``epoch`` alone. With ``shuffled=False`` batches come in falling length: for evaluation, where
-    memory that does not suffice is noticed at once. :attr:`order` says which example is where.
+    shuffled: all by ``seed`` and ``epoch`` alone. With ``shuffled=False`` batches come in falling length: for
+    evaluation, where memory that does not suffice is noticed at once. :attr:`order` says which example is where.
 
     Args:
         examples: all of them.

@@ -108,8 +108,8 @@ def read_labelled(
             single file, or standard input, is ``tsv`` if its first line has a tab, else ``lines``.
         text: The column of the text, by name, or by number from 1. By default ``text``; the first without a header.
         label: That of the class. By default ``label``; the second without a header.
-        header: Whether a table's first row names the columns. None: if a column is given by name, or one of several is called
-            ``text`` or ``label``.
+        header: Whether a table's first row names the columns. None: if a column is given by name, or one of
+            several is called ``text`` or ``label``.
         labelled: Whether a text without a class is an error.
         encoding: The files' encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
@@ -168,8 +168,8 @@ def read_pairs(
         source: The column of the source, by name, or by number from 1. By default ``source``; the first without a
             header.
         target: That of the target. By default ``target``; the second without a header.
-        header: Whether a table's first row names the columns. None: if a column is given by name, or one of several is called
-            ``source`` or ``target``.
+        header: Whether a table's first row names the columns. None: if a column is given by name, or one of
+            several is called ``source`` or ``target``.
         labelled: Whether a source without a target is an error.
         encoding: The files' encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
@@ -226,8 +226,8 @@ def read_recordings(
         path: The manifest's column of paths, by name, or by number from 1. By default ``path``; the first without a
             header.
         transcript: That of transcripts. By default ``transcript``; the second without a header.
-        header: Whether its first row names the columns. None: if a column is given by name, or one is called ``path``
-            or ``transcript``.
+        header: Whether its first row names the columns. None: if a column is given by name, or one of several
+            is called ``path`` or ``transcript``.
         labelled: Whether a recording without a transcript is an error.
         encoding: The manifest's encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
