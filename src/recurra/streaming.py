@@ -29,8 +29,8 @@ def follow(model: Any, file: BinaryIO, *, encoding: str = "utf-8", errors: str =
 
     A tagger reads words between white space and gives a line ``word<TAB>tag`` for each, and an empty one where a line
     ends. A classifier gives a line ``word<TAB>class<TAB>probability`` for each word, of the line so far. A transcriber
-    reads samples of 16 bits, little-endian, of one channel, as many a second as it was trained on, and gives each symbol
-    that it hears.
+    reads samples of 16 bits, little-endian, of one channel, as many a second as it was trained on, and gives each
+    symbol that it hears.
 
     Args:
         model: a tagger, classifier or transcriber.

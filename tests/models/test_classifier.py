@@ -11,7 +11,7 @@ import torch
 from recurra.config import UserError
 from recurra.models.classifier import Classifier, ClassifierCodec, ClassifierSettings
 from recurra.models.protocol import evaluating
-from recurra.models.tagger import UNSCORED
+from recurra.models.words import UNSCORED
 from recurra.optimization import build_optimizer
 from recurra.text.examples import collate
 from recurra.text.readers import Labelled, read_labelled

@@ -12,7 +12,8 @@ import torch
 
 from recurra.config import UserError
 from recurra.models.protocol import evaluating
-from recurra.models.tagger import UNSCORED, Tagger, TaggerCodec, TaggerSettings
+from recurra.models.tagger import Tagger, TaggerCodec, TaggerSettings
+from recurra.models.words import UNSCORED
 from recurra.optimization import build_optimizer
 from recurra.text.columns import Sentence, read_sentences
 from recurra.text.examples import collate

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from recurra.config import UserError, setting
 from recurra.models.protocol import State
-from recurra.models.tagger import UNSCORED, WordReader, Words, WordSettings, settle_words
 from recurra.models.task import Codec, TaskModel
+from recurra.models.words import UNSCORED, WordReader, Words, WordSettings, settle_words
 from recurra.nn.encoder import Encoder
 from recurra.nn.pooling import POOLINGS, Pooling
 from recurra.text.documents import Document, Text

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.config import UserError, setting
-from recurra.models.tagger import WordReader, Words, WordSettings, settle_words
 from recurra.models.task import Codec, TaskModel
+from recurra.models.words import WordReader, Words, WordSettings, settle_words
 from recurra.nn.attention import Attention
 from recurra.nn.encoder import Encoder
 from recurra.nn.pooling import Pooling, valid_steps
