@@ -151,6 +151,16 @@ def test_a_cached_model_and_a_mixture_are_saved_anywhere(models, tmp_path):
         bare.with_cache(20, theta=0.1, weight=0.2).save(tmp_path / "x")
 
 
+def test_info_shows_a_model_of_a_mixture_on_a_line(models, tmp_path, capsys):
+    mix([models / "lstm", models / "ngram"], tmp_path / "m", models / "valid.txt", cache=50)
+    assert main(["info", str(tmp_path / "m")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "path" in line]
+    assert len(lines) == 2
+    assert "weight 0." in lines[0]
+    assert "cache size 50" in lines[0]
+    assert "cache" not in lines[1]
+
+
 def test_a_mixture_replaces_all_of_a_model(models, tmp_path):
     recurra.load(models / "ngram").save(tmp_path / "m")
     mix([models / "lstm"], tmp_path / "m", models / "valid.txt", overwrite=True)

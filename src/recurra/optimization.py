@@ -221,7 +221,12 @@ def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _not_zero(rows: Tensor) -> Tensor:
     """Numbers of the rows that hold anything but zeros."""
-    return rows.reshape(len(rows), math.prod(rows.shape[1:])).any(1).nonzero()[:, 0]
+    return _flat(rows).any(1).nonzero()[:, 0]
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """Rows of whatever shape, and of whatever number, as vectors."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
 
 
 def _sgd(table: Tensor, ids: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -238,7 +243,7 @@ def _adagrad(table: Tensor, ids: Tensor, grad: Tensor, state: dict[str, Tensor],
 def _row_adagrad(table: Tensor, ids: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     if not state:
         state["sum"] = table.new_full(table.shape[:1], group.get("initial", ADAGRAD_START))
-    total = _changed(state["sum"], ids, lambda rows: rows.add_(grad.square().view(len(ids), -1).mean(1)))
+    total = _changed(state["sum"], ids, lambda rows: rows.add_(_flat(grad).square().mean(1)))
     scale = total.sqrt_().add_(1e-10).view(-1, *[1] * (table.dim() - 1))
     _moved(table, ids, grad / scale, -group["lr"])
 

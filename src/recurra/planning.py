@@ -325,6 +325,7 @@ def _measure(text: str) -> None:
     words = torch.from_numpy(np.searchsorted(np.cumsum(counts / counts.sum()), random.random((steps, *shape))))
     words.clamp_(max=len(counts) - 1)
     batches = [Batch(text[:-1], text[1:]) for text in words]
+    model.assign_ngrams(words.transpose(1, 2).flatten().numpy())  # where it has any
     seconds: list[float] = []
     trainer = Trainer(model, training, lambda _: batches, watch=lambda progress: seconds.append(progress.seconds))
     trainer.run()

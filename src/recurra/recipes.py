@@ -328,7 +328,16 @@ def _train(
         torch.set_num_threads(settings.threads)
     _check_rows(model_settings, settings)
     torch.manual_seed(settings.seed)
+    about: dict[str, Any] = {}
     model: NeuralLM = KINDS[kind].model(model_settings, tokenizer.vocabulary).to(device)
+    if model.hashed is not None:
+        begun = time.perf_counter()
+        about["ngrams"] = found = model.assign_ngrams(streams["train"].tokens)
+        assert found is not None
+        say(
+            f"n-grams: {sum(found['placed']):,} have weights, in {found['rows_used']:,} of {found['rows']:,} rows;"
+            f" {found['crowded_out']:.1%} found theirs taken ({time.perf_counter() - begun:.1f} s)"
+        )
     lm = LanguageModel(model, tokenizer, kind, content)
     trainer = Trainer(
         model,
@@ -341,26 +350,17 @@ def _train(
         watch=watch,
     )
     if resume:
-        found = trainer.resume()
         say(
             f"resuming at step {trainer.run_state.step:,}"
-            if found
+            if trainer.resume()
             else "nothing was saved yet: starting from the beginning"
         )
     stopped = trainer.run()
-    about: dict[str, Any] = {
+    about |= {
         "steps": trainer.run_state.step,
         "training_seconds": trainer.run_state.seconds,
         "training_tokens": trainer.run_state.tokens,
     }
-    if not stopped and distributed.is_writer():
-        collisions = model.ngram_collisions(streams["train"].tokens)
-        if collisions is not None:
-            about["ngram_collisions"] = collisions
-            say(
-                f"n-grams use {collisions['rows_used']:,.0f} of {collisions['rows']:,.0f} rows of weights;"
-                f" {collisions['shared']:.1%} of what they tell apart has its row in common with something else"
-            )
     distributed.barrier()
     del trainer, lm, model
     lm = LanguageModel.load(directory, device=str(device))

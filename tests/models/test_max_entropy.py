@@ -1,4 +1,7 @@
-"""The maximum-entropy language model: what it is before training, what it learns; its ways of reading agree."""
+"""The maximum-entropy language model: what it is before training, how far it looks back, what it learns.
+
+What it shares with other models is in test_neural.py.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,16 @@ from recurra.training import Trainer, TrainingSettings
 
 COUNTS = [3, 40, 50, 40, 30, 20, 10, 9, 8, 7, 6, 5]
 VOCABULARY = Vocabulary(["<unk>", "<eos>", *"abcdefghij"], COUNTS)
-PLAIN = MaxEntSettings(order=3, bits=10)
-VARIANTS = {
-    "plain": PLAIN,
-    "bigrams": dataclasses.replace(PLAIN, order=2),
-    "long, colliding": dataclasses.replace(PLAIN, order=6, bits=8),
-    "one class": dataclasses.replace(PLAIN, classes=1),
-    "dropout": dataclasses.replace(PLAIN, dropout=0.3),
-}
+PLAIN = MaxEntSettings(order=3, bits=16, cutoffs=(1,))
+CORPUS = np.random.default_rng(0).integers(0, len(COUNTS), 1000)
 
 
 def build(settings):
     torch.manual_seed(0)
     lm = MaxEntLM(settings, VOCABULARY).double().eval()
+    lm.assign_ngrams(CORPUS)
     torch.nn.init.normal_(lm.hashed.table)
     return lm
-
-
-@pytest.fixture(params=VARIANTS, ids=list(VARIANTS))
-def lm(request):
-    return build(VARIANTS[request.param])
 
 
 def text(time, batch):
@@ -51,64 +44,21 @@ def test_before_training_it_is_the_unigram_model():
     np.testing.assert_allclose(log_probs.exp().detach(), [smoothed / smoothed.sum()] * 2, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_steps_scores_and_loss_are_one_distribution(lm):
-    inputs, targets = text(9, 3)
-    scored, end = lm.score(inputs, targets, lm.start(3))
-    state = lm.start(3)
-    for t in range(9):
-        log_probs, state = lm.step(inputs[t], state)
-        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3, dtype=torch.float64))
-        torch.testing.assert_close(log_probs.gather(-1, targets[t, :, None])[:, 0], scored[t])
-    loss, _ = lm(Batch(inputs, targets))
-    torch.testing.assert_close(loss.nats, -scored.sum())
-    assert loss.tokens == 27
-    assert torch.equal(state.words, end.words)
-
-
-@torch.no_grad()
-def test_chunks_give_what_the_whole_gives_and_resets_what_the_parts_give(lm):
-    inputs, targets = text(9, 2)
-    whole, _ = lm(Batch(inputs, targets))
-    first, state = lm(Batch(inputs[:4], targets[:4]))
-    second, _ = lm(Batch(inputs[4:], targets[4:]), lm.detach(state))
-    torch.testing.assert_close((first + second).nats, whole.nats)
-    resets = torch.zeros(9, 2, dtype=torch.bool)
-    resets[4, 1] = resets[6, 0] = True
-    found, _ = lm(Batch(inputs, targets, None, resets))
-    parts = [(0, 6, 0), (6, 9, 0), (0, 4, 1), (4, 9, 1)]
-    expected = sum(lm(Batch(inputs[a:b, row : row + 1], targets[a:b, row : row + 1]))[0].nats for a, b, row in parts)
-    torch.testing.assert_close(found.nats, expected)
-
-
-@torch.no_grad()
-def test_lengths_leave_out_what_lies_beyond(lm):
-    inputs, targets = text(6, 3)
-    lengths = torch.tensor([6, 4, 1])
-    found, _ = lm(Batch(inputs, targets, lengths))
-    scored, _ = lm.score(inputs, targets, lm.start(3))
-    torch.testing.assert_close(found.nats, -sum(scored[:n, row].sum() for row, n in enumerate(lengths.tolist())))
-
-
-@torch.no_grad()
-def test_rows_are_selected_and_lines_forgotten():
-    lm = build(PLAIN)
-    inputs, targets = text(5, 3)
-    _, state = lm.score(inputs, targets, lm.start(3))
-    expected, _ = lm.step(torch.tensor([4, 5]), lm.select(state, torch.tensor([2, 0])))
-    alone, _ = lm.step(torch.tensor([5, 6, 4]), state)
-    torch.testing.assert_close(expected, alone[[2, 0]])
-    after, _ = lm.step(torch.tensor([LINE_END] * 3), state)
-    fresh, _ = lm.step(torch.tensor([LINE_END] * 3), lm.start(3))
-    assert torch.equal(after, fresh)
-
-
 def test_only_the_last_words_matter():
     lm = build(PLAIN)
     one, other = torch.tensor([[5, 6, 7, 8], [9, 6, 7, 8]]).t().unbind(1)
     found = [lm.score(x[:, None], x[:, None], lm.start(1))[0] for x in (one, other)]
     assert (found[0][:2] != found[1][:2]).all()  # of three tokens read, the last two count
     assert torch.equal(found[0][2:], found[1][2:])
+
+
+def test_before_a_line_end_nothing_matters():
+    lm = build(PLAIN)
+    inputs, targets = text(5, 3)
+    _, state = lm.score(inputs, targets, lm.start(3))
+    after, _ = lm.step(torch.tensor([LINE_END] * 3), state)
+    anew, _ = lm.step(torch.tensor([LINE_END] * 3), lm.start(3))
+    assert torch.equal(after, anew)
 
 
 def test_the_trainer_teaches_it_which_word_follows_which_two():
@@ -124,6 +74,7 @@ def test_the_trainer_teaches_it_which_word_follows_which_two():
     lm = MaxEntLM(MaxEntSettings(order=3, bits=14), Vocabulary(VOCABULARY.tokens, counts))
     valid = list(ContiguousStreams(stream, 1, 1000))[-1:]
     train = ContiguousStreams(TokenStream.from_tokens(stream.tokens[:5000]), 10, 20)
+    lm.assign_ngrams(stream.tokens[:5000])
     before = lm(valid[0])[0].mean.item()
     Trainer(lm, TrainingSettings(epochs=4, learning_rate=0.004), lambda _: train).run()
     lm.eval()
@@ -134,20 +85,22 @@ def test_the_trainer_teaches_it_which_word_follows_which_two():
 
 def test_its_n_grams_learn_at_a_rate_of_their_own():
     lm = MaxEntLM(PLAIN, VOCABULARY)
+    lm.assign_ngrams(CORPUS)
     before = {name: parameter.detach().clone() for name, parameter in lm.named_parameters()}
     Trainer(lm, TrainingSettings(max_steps=2, learning_rate=0.0), lambda _: [Batch(*text(9, 3))] * 2).run()
     moved = [name for name, parameter in lm.named_parameters() if not torch.equal(parameter, before[name])]
     assert moved == ["output.hashed.table"]
 
 
-def test_saved_and_made_anew_it_says_the_same():
-    lm = MaxEntLM(PLAIN, VOCABULARY)
-    torch.nn.init.normal_(lm.hashed.table)
-    tensors = {name: tensor.detach().clone() for name, tensor in lm.tensors().items()}
-    again = MaxEntLM.from_tensors(PLAIN, VOCABULARY, tensors)
-    inputs, targets = text(6, 2)
-    assert torch.equal(lm.score(inputs, targets, lm.start(2))[0], again.score(inputs, targets, again.start(2))[0])
-    assert lm.parameters_count == sum(tensor.numel() for tensor in tensors.values())
+def test_its_n_grams_are_as_the_settings_say():
+    hashed = MaxEntLM(MaxEntSettings(order=4, bits=10, cutoffs=(1, 4), dropout=0.25, rate=0.5), VOCABULARY).hashed
+    assert (hashed.order, hashed.bits, hashed.line_end) == (4, 10, LINE_END)
+    assert (hashed.cutoffs, hashed.dropout, hashed.rate) == ((1, 4), 0.25, 0.5)
+
+
+def test_its_parameters_are_weights_of_n_grams_of_classes_and_of_words():
+    lm = MaxEntLM(dataclasses.replace(PLAIN, classes=3), VOCABULARY)
+    assert lm.parameters_count == 2**16 + 3 + len(COUNTS)
 
 
 def test_sizes_that_cannot_be_are_one_line():

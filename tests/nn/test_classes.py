@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 
@@ -11,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recurra.nn import classes
-from recurra.nn.classes import ClassSoftmax, class_bounds, collisions
+from recurra.nn.classes import ClassSoftmax, assign_ngrams, class_bounds
 from recurra.nn.hashed import HashedNgrams
 from recurra.nn.rows import set_row_sparse
 from recurra.optimization import build_optimizer, clip_gradients
@@ -48,9 +49,23 @@ KINDS = {
 }
 
 
+def made(kind):
+    """A layer of which about half of the n-grams asked for have a weight."""
+    layer = KINDS[kind]()
+    if layer.hashed is not None:
+        assign_ngrams(layer, mixed_text(len(layer.weight)))
+    return layer
+
+
+def mixed_text(words, length=600):
+    """Few words and many by turns: the former are what `given` has read, the latter what is to be predicted."""
+    random = np.random.default_rng(7)
+    return np.where(np.arange(length) % 2, random.integers(0, words, length), random.integers(0, min(4, words), length))
+
+
 @pytest.fixture(params=KINDS)
 def layer(request):
-    layer = KINDS[request.param]()
+    layer = made(request.param)
     if layer.hashed is not None:
         torch.nn.init.normal_(layer.hashed.table)
     for bias in (layer.class_bias, layer.bias):
@@ -77,9 +92,10 @@ def by_definition(layer, hidden, history):
     def score(weight, bias, block, place):
         found = float(weight @ hidden + bias)
         for k in range(0 if history is None else len(history)):
-            if history[k] != 0:
-                rows, signs = layer.hashed.look_up(history[None], torch.tensor([block]), torch.ones(1, len(history)))
-                found += float(signs[0, k] * layer.hashed.table[rows[0, k], place])
+            pair = layer.hashed.pairs(history[k], torch.tensor(block))
+            if history[k] == 0 or not layer.hashed.owned(pair):
+                break  # nor has a longer one a weight
+            found += float(layer.hashed.table[layer.hashed.rows_of(pair), place])
         return found
 
     width = layer.width
@@ -144,7 +160,7 @@ def test_loss_has_the_gradients_of_the_plain_way(layer):
 
 @pytest.mark.parametrize("kind", ["plain", "n-grams, colliding", "n-grams alone"])
 def test_gradcheck_of_everything_the_table_included(kind):
-    layer = KINDS[kind]()
+    layer = made(kind)
     hidden, targets, histories = given(layer, 7)
     names = [name for name, _ in layer.named_parameters()]
     values = [torch.randn_like(p).requires_grad_() for p in layer.parameters()]
@@ -165,7 +181,7 @@ def test_gradcheck_of_everything_the_table_included(kind):
 
 
 def test_the_table_s_gradient_is_dense_where_that_is_asked_for():
-    layer = KINDS["n-grams"]()
+    layer = made("n-grams")
     hidden, targets, histories = given(layer, 9)
     layer.loss(hidden, targets, histories).backward()
     sparse, layer.hashed.table.grad = layer.hashed.table.grad, None
@@ -178,7 +194,7 @@ def test_the_table_s_gradient_is_dense_where_that_is_asked_for():
 
 @pytest.mark.parametrize("kind", ["plain", "n-grams"])
 def test_gradients_can_be_differentiated_again(kind):
-    layer = KINDS[kind]()
+    layer = made(kind)
     hidden, targets, histories = given(layer, 4)
     assert torch.autograd.gradgradcheck(lambda h: layer.loss(h, targets, histories), hidden.requires_grad_())
 
@@ -193,7 +209,7 @@ def test_a_graph_can_be_gone_through_twice(layer):
 
 
 def test_only_what_asks_for_a_gradient_gets_one():
-    layer = KINDS["n-grams"]()
+    layer = made("n-grams")
     for parameter in layer.parameters():
         parameter.requires_grad_(False)
     layer.class_bias.requires_grad_()
@@ -224,6 +240,8 @@ def test_dropped_features_are_the_same_for_class_and_word():
     layer = ClassSoftmax(0, COUNTS, classes=3, hashed=ngrams(2, 12, width=8, dropout=0.5))
     hidden, targets, histories = given(layer, 1)
     histories[:] = 12345
+    pairs = layer.hashed.pairs(torch.full((layer.all_blocks,), 12345), torch.arange(layer.all_blocks))
+    assert layer.hashed.assign(pairs, torch.ones(len(pairs))) > 0.9 * len(pairs)
     torch.nn.init.normal_(layer.hashed.table)
     layer.eval()
     with torch.no_grad():
@@ -235,7 +253,7 @@ def test_dropped_features_are_the_same_for_class_and_word():
 
 
 def test_loss_is_in_full_precision_under_autocast():
-    layer = KINDS["n-grams"]().float()
+    layer = made("n-grams").float()
     hidden, targets, histories = given(layer, 30)
     exact = layer.loss(hidden.float(), targets, histories)
     with torch.autocast("cpu", torch.bfloat16):
@@ -283,13 +301,13 @@ def test_nothing_is_made_whose_size_is_tokens_times_scores(sparse, monkeypatch):
 
 @pytest.mark.parametrize("target", [-1, WORDS])
 def test_a_target_that_is_no_word_is_refused(target):
-    layer = KINDS["plain"]()
+    layer = made("plain")
     with pytest.raises(IndexError, match=f"expected ids from 0 to {WORDS - 1}"):
         layer.loss(torch.randn(1, FEATURES), torch.tensor([target]))
 
 
 def test_histories_go_with_n_grams():
-    plain, hashed = KINDS["plain"](), KINDS["n-grams"]()
+    plain, hashed = made("plain"), KINDS["n-grams"]()
     hidden, targets, histories = given(hashed, 4)
     with pytest.raises(ValueError, match="got none"):
         hashed.loss(hidden, targets)
@@ -300,7 +318,7 @@ def test_histories_go_with_n_grams():
 
 
 def test_a_step_of_the_optimiser_moves_only_the_rows_that_were_looked_up():
-    layer = KINDS["n-grams"]()
+    layer = made("n-grams")
     optimizer = build_optimizer("adam", layer, learning_rate=0.01)
     hidden, targets, histories = given(layer, 3)
     before = layer.loss(hidden, targets, histories)
@@ -343,39 +361,73 @@ def test_classes_are_ranges_that_hold_every_word(wanted):
 
 
 def by_dictionary(layer, tokens):
-    """The oracle: which pairs of a history and a block of words fall into which row."""
-    rows = {}
+    """The oracle: how often each history of 1, 2, ... words came before a word of each block, target by target."""
+    counts = collections.Counter()
     histories, _ = layer.hashed.histories(torch.tensor([1, *tokens[:-1]])[:, None], layer.hashed.start(1))
-    for history, target in zip(histories[:, 0], tokens, strict=True):
+    for history, target in zip(histories[:, 0].tolist(), tokens, strict=True):
         c = int(layer.class_of[target])
-        blocks = list(range(layer.class_blocks))
-        blocks += range(int(layer.first_blocks[c]), int(layer.first_blocks[c] + layer.blocks[c]))
-        for block in blocks:
-            found, _ = layer.hashed.look_up(history[None], torch.tensor([block]), torch.ones(1, len(history)))
-            for k, row in enumerate(found[0].tolist()):
-                if history[k] != 0:
-                    rows.setdefault(row, set()).add((k, int(history[k]), block))
-    return rows
+        blocks = [c // layer.width]
+        if layer.blocks[c]:
+            blocks.append(int(layer.first_blocks[c]) + (target - int(layer.starts[c])) // layer.width)
+        counts.update((k, h, block) for k, h in enumerate(history) if h != 0 for block in blocks)
+    return counts
 
 
-def test_collisions_are_those_of_a_dictionary(monkeypatch):
+def owned(layer, history, block):
+    return bool(layer.hashed.owned(layer.hashed.pairs(torch.tensor(history), torch.tensor(block))))
+
+
+@pytest.mark.parametrize("cutoffs", [(1,), (2,), (1, 2), (1, 2, 3)])
+def test_the_n_grams_seen_often_enough_have_a_row(cutoffs, monkeypatch):
     monkeypatch.setattr(classes, "TOKENS_PER_COUNT", 50)
-    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(3, 10, width=4))
-    tokens = torch.randint(WORDS, (170,), generator=torch.Generator().manual_seed(3)).tolist()
-    rows = by_dictionary(layer, tokens)
-    pairs = set().union(*rows.values())
-    found = collisions(layer, np.array(tokens, np.uint16))
-    assert found.pairs == [sum(k == order for k, _, _ in pairs) for order in range(2)]
-    assert found.rows == len(rows)
-    assert found.shared == pytest.approx(sum(len(row) for row in rows.values() if len(row) > 1) / len(pairs))
+    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(4, 22, cutoffs=cutoffs))
+    tokens = mixed_text(WORDS)
+    counts, wanted = by_dictionary(layer, tokens), (*cutoffs, *cutoffs[-1:] * 3)
+    found = assign_ngrams(layer, tokens)
+    assert found.placed == found.wanted  # the table is large
+    for order in range(3):
+        often = {pair for pair, count in counts.items() if pair[0] == order and count >= wanted[order]}
+        assert found.wanted[order] == len(often)
+        assert all(owned(layer, history, block) for _, history, block in often)
+    assert found.pairs[0] == sum(order == 0 for order, _, _ in counts)
+    assert int((layer.hashed.prints != 0).sum()) == sum(found.placed)
+    rare = [pair for pair, count in counts.items() if count < wanted[pair[0]]]
+    assert not any(owned(layer, history, block) for _, history, block in rare)
 
 
-def test_a_sample_of_rows_says_about_as_much(monkeypatch):
-    monkeypatch.setattr(classes, "TOKENS_PER_COUNT", 500)
-    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(4, 14, width=2))
-    tokens = torch.randint(WORDS, (4000,), generator=torch.Generator().manual_seed(3)).numpy()
-    exact, sampled = collisions(layer, tokens), collisions(layer, tokens, most_pairs=8000)
-    assert exact.pairs != sampled.pairs
-    np.testing.assert_allclose(sampled.pairs[1:], exact.pairs[1:], rtol=0.1)
-    np.testing.assert_allclose(sampled.rows, exact.rows, rtol=0.1)
-    assert sampled.shared == pytest.approx(exact.shared, rel=0.1)
+def test_in_a_table_too_small_each_row_goes_to_the_most_frequent_of_the_shortest():
+    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(3, 8))
+    tokens = mixed_text(WORDS, 3000)
+    counts = by_dictionary(layer, tokens)
+    found = assign_ngrams(layer, tokens)
+    assert sum(found.placed) < sum(found.wanted)
+    rows = collections.defaultdict(list)
+    for (order, history, block), count in counts.items():
+        pair = layer.hashed.pairs(torch.tensor(history), torch.tensor(block))
+        rows[int(layer.hashed.rows_of(pair))].append((-order, count, history, block))
+    bigrams = {row: [entry for entry in entries if entry[0] == 0] for row, entries in rows.items()}
+    for entries in filter(None, bigrams.values()):
+        _, count, history, block = max(entry for entry in entries if owned(layer, *entry[2:]))
+        assert count == max(entry[1] for entry in entries)
+    assert int((layer.hashed.prints != 0).sum()) == sum(found.placed)
+
+
+def test_a_longer_history_has_a_row_only_where_the_shorter_one_has():
+    layer = ClassSoftmax(0, COUNTS, classes=5, hashed=ngrams(3, 8))
+    tokens = mixed_text(WORDS, 3000)
+    assign_ngrams(layer, tokens)
+    histories, _ = layer.hashed.histories(torch.tensor(tokens)[:, None], layer.hashed.start(1))
+    owners = torch.arange(len(tokens)).repeat_interleave(layer.all_blocks)
+    blocks = torch.arange(layer.all_blocks).repeat(len(tokens))
+    found = layer.hashed.look_up(histories[:, 0], owners, blocks, torch.ones(len(tokens), 2))
+    first, second = found.places.split(found.counts)
+    assert 0 < len(second) < len(first)
+    assert set(second.tolist()) <= set(first.tolist())
+
+
+def test_without_an_assignment_there_are_no_n_grams():
+    layer = KINDS["n-grams"]()
+    torch.nn.init.normal_(layer.hashed.table)
+    hidden, targets, histories = given(layer, 9)
+    found = layer.loss(hidden, targets, histories)
+    torch.testing.assert_close(found, layer.loss(hidden, targets, torch.zeros_like(histories)))

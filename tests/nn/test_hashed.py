@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recurra.config import UserError
-from recurra.nn.hashed import ABSENT, HashedNgrams, row_gradient, row_sums
+from recurra.nn.hashed import ABSENT, Features, HashedNgrams, row_gradient, row_sums
 from recurra.nn.rows import tables
 
 LINE_END = 1
@@ -73,56 +73,80 @@ def test_pieces_give_what_the_whole_gives_in_any_order_of_rows(order):
     assert torch.equal(selected, expected[30:])
 
 
-def test_rows_and_signs_are_spread_evenly_and_independently():
+def test_rows_and_fingerprints_are_spread_evenly_and_independently():
     hashed = ngrams(2, 12, width=16)  # 256 rows
     histories, _ = hashed.histories(torch.arange(2, 4098)[:, None], hashed.start(1))
-    found = [hashed.look_up(histories[:, 0], torch.full((4096,), b), torch.full((4096, 1), 0.5)) for b in range(8)]
-    rows, signs = (torch.stack(parts)[..., 0] for parts in zip(*found, strict=True))
+    pairs = [hashed.pairs(histories[:, 0, 0], torch.full((4096,), block)) for block in range(8)]
+    rows = torch.stack([hashed.rows_of(each) for each in pairs])
+    prints = torch.stack([hashed.prints_of(each) for each in pairs])
     assert 0 <= rows.min() <= rows.max() < 256
     for counts in [row.bincount(minlength=256) for row in rows]:  # 16 each, a standard deviation of 4
         assert (
             (counts - 16.0) ** 2 / 16
         ).sum() < 360  # chi squared with 255 degrees of freedom: mean 255, deviation 23
-    pairs = (rows[:4] * 256 + rows[4:]).flatten().bincount(minlength=2**16)
-    assert pairs.max() < 8
-    assert signs.unique().tolist() == [-0.5, 0.5]
-    assert (signs.sign().mean(1).abs() < 0.08).all()  # 5 standard deviations
-    assert (signs[:4] * signs[4:]).sign().mean().abs() < 0.04
-    in_row = torch.zeros(256).index_add_(0, rows.flatten(), signs.flatten().sign())
-    assert (in_row.abs() < 6 * 128**0.5).all()
+    together = (rows[:4] * 256 + rows[4:]).flatten().bincount(minlength=2**16)
+    assert together.max() < 8
+    assert int(prints.max()) < 2**15
+    assert int(prints.min()) >= 1
+    assert prints.unique().numel() > 0.6 * 2**15  # 1 - 1/e of them where 2**15 are drawn
+    together = (rows * 256 + prints % 256).flatten().bincount(minlength=2**16)
+    assert together.max() < 8
 
 
 def test_words_and_blocks_are_not_mistaken_for_each_other():
     hashed = ngrams(2, 20)
     histories, _ = hashed.histories(torch.arange(50)[:, None], hashed.start(1))
     words, blocks = torch.arange(50).repeat_interleave(50), torch.arange(50).repeat(50)
-    assert len(hashed.pairs(histories[words, 0], blocks).unique()) == 2500
+    assert len(hashed.pairs(histories[words, 0, 0], blocks).unique()) == 2500
+
+
+def test_whoever_is_given_a_row_owns_it_and_nobody_else_does():
+    hashed = ngrams(2, 12)
+    pairs = hashed.pairs(torch.arange(1, 2001) * 7919, torch.arange(2000))
+    assert not hashed.owned(pairs).any()
+    placed = hashed.assign(pairs[:300], torch.ones(300))
+    assert placed == int(hashed.owned(pairs[:300]).sum()) == int((hashed.prints != 0).sum()) < 256
+    before = hashed.prints.clone()
+    hashed.assign(pairs[300:600], torch.full((300,), 9))  # too late for rows that are taken, however frequent
+    assert torch.equal(hashed.prints[before != 0], before[before != 0])
+    assert int(hashed.owned(pairs[600:]).sum()) < 5  # one in 2**15 by chance
+    absent = hashed.pairs(torch.full((50,), ABSENT), torch.arange(50))
+    assert not hashed.owned(absent).any()
+
+
+def features(entries, counts, weights):
+    return Features(*(torch.tensor(part) for part in zip(*entries, strict=True)), weights, counts)
 
 
 def test_scores_are_weighted_sums_of_rows_in_both_ways_of_computing():
     torch.manual_seed(0)
-    hashed = ngrams(4, 8, width=4).double()
-    torch.nn.init.normal_(hashed.table)
-    rows, weights = torch.randint(64, (9, 3)), torch.randint(2, (9, 3)).double()
-    expected = sum(hashed.table[rows[:, k]] * weights[:, k, None] for k in range(3))
-    torch.testing.assert_close(row_sums(hashed.table, rows, weights), expected)
+    table = torch.randn(8, 4, dtype=torch.float64)
+    entries = [(5, 0), (5, 2), (1, 3), (7, 0), (2, 1), (5, 3)]  # row, place; the last three of a longer history
+    weights = torch.rand(6, dtype=torch.float64)
+    found = features(entries, [3, 3], weights)
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    for (row, place), weight in zip(entries, weights, strict=True):
+        expected[place] += weight * table[row]
+    torch.testing.assert_close(row_sums(table, found, 4), expected)
     with torch.no_grad():
-        torch.testing.assert_close(row_sums(hashed.table, rows, weights), expected)
+        torch.testing.assert_close(row_sums(table, found, 4), expected)
 
 
 def test_row_gradient_is_autograd_s_coalesced_without_what_weighs_nothing():
     torch.manual_seed(0)
-    hashed = ngrams(4, 7, width=4).double()
-    rows, deltas = torch.randint(20, (50, 3)), torch.randn(50, 4, dtype=torch.float64)
-    weights = torch.rand(50, 3, dtype=torch.float64) * (torch.rand(50, 3) < 0.7)
+    table = torch.randn(32, 4, dtype=torch.float64, requires_grad=True)
+    places = torch.cat([torch.randperm(60)[:50].sort().values, torch.randperm(60)[:25].sort().values])
+    rows, deltas = torch.randint(20, (75,)), torch.randn(60, 4, dtype=torch.float64)
+    weights = torch.rand(75, dtype=torch.float64) * (torch.rand(75) < 0.7)
     weights[rows == 5] = 0
-    (expected,) = torch.autograd.grad(row_sums(hashed.table, rows, weights), hashed.table, deltas)
-    found = row_gradient(rows, weights, deltas, 32)
+    given = Features(rows, places, weights, [50, 25])
+    (expected,) = torch.autograd.grad(row_sums(table, given, 60), table, deltas)
+    found = row_gradient(given, deltas, 32)
     assert found.is_coalesced()
     assert 5 not in found.indices()
     assert (found.indices()[0].diff() > 0).all()
     torch.testing.assert_close(found.to_dense(), expected)
-    empty = row_gradient(rows[:0], weights[:0], deltas[:0], 32)
+    empty = row_gradient(Features(rows[:0], places[:0], weights[:0], [0, 0]), deltas, 32)
     assert empty.to_dense().abs().sum() == 0
 
 

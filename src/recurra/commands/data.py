@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from recurra.commands.command import Command, positive
 from recurra.config import ArgumentParser, UserError
@@ -38,13 +39,17 @@ def _info(arguments: argparse.Namespace) -> int:
             continue
         print(f"[{section}]")
         for name, value in values.items():
-            shown = (
-                "  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
-                if isinstance(value, dict)
-                else value
-            )
-            print(f"  {name:<20} {shown}")
+            parts = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+            for part in parts:  # as the models of a mixture, a line each
+                print(f"  {name:<20} {_in_a_line(part)}")
     return 0
+
+
+def _in_a_line(value: Any) -> str:
+    """A value as people read it: mappings as names and numbers."""
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_in_a_line(part)}" for name, part in value.items() if part is not None)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _data_flags(parser: ArgumentParser) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from recurra.config import setting
-from recurra.models.neural import NeuralLM, build_ngrams
+from recurra.models.neural import NeuralLM
 from recurra.nn.classes import ClassSoftmax
-from recurra.text.vocabulary import Vocabulary
+from recurra.nn.hashed import HashedNgrams
+from recurra.text.vocabulary import LINE_END, Vocabulary
 
 __all__ = ["MaxEntLM", "MaxEntSettings"]
 
@@ -22,6 +23,11 @@ class MaxEntSettings:
     order: int = setting(3, "words of the longest n-gram", minimum=2)
     bits: int = setting(24, "weights of n-grams: 2 to the power of this", minimum=8, maximum=34)
     classes: int | None = setting(None, "classes of words; as many as cost least if not given", minimum=1)
+    cutoffs: tuple[int, ...] = setting(
+        (1, 2, 3),
+        "times that 2-grams, 3-grams, ... must have been seen to have a weight; the last is for all longer",
+        minimum=1,
+    )
     dropout: float = setting(0.0, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
     rate: float = setting(0.15, "learning rate of the n-grams' weights", minimum=0)
     reset: str = setting("none", "where a text starts anew", choices=("none", "documents", "lines"))
@@ -49,7 +55,14 @@ class MaxEntLM(NeuralLM):
 
     def __init__(self, settings: MaxEntSettings, vocabulary: Vocabulary) -> None:
         super().__init__(settings, vocabulary)
-        hashed = build_ngrams(settings.order, settings.bits, dropout=settings.dropout, rate=settings.rate)
+        hashed = HashedNgrams(
+            settings.order,
+            settings.bits,
+            line_end=LINE_END,
+            cutoffs=settings.cutoffs,
+            dropout=settings.dropout,
+            rate=settings.rate,
+        )
         self.output = ClassSoftmax(0, vocabulary.counts, classes=settings.classes, hashed=hashed)
 
     def initial_state(self, batch_size: int) -> tuple[()]:

@@ -19,18 +19,16 @@ from torch import Tensor, nn
 
 from recurra.config import UserError, setting
 from recurra.models.protocol import LossSum, State
-from recurra.nn.classes import ClassSoftmax, collisions
+from recurra.nn.classes import ClassSoftmax, assign_ngrams
 from recurra.nn.hashed import HashedNgrams
 from recurra.nn.sampled import NCE, BlackOut, SampledOutput, SampledSoftmax
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
 from recurra.text.batches import Batch
 from recurra.text.vocabulary import LINE_END, Vocabulary
 
-__all__ = ["NeuralLM", "NeuralState", "OutputSettings", "Reading", "build_ngrams", "build_output", "map_state"]
+__all__ = ["NeuralLM", "NeuralState", "OutputSettings", "Reading", "build_output", "map_state"]
 
 SAMPLED: dict[str, Callable[..., SampledOutput]] = {"sampled": SampledSoftmax, "nce": NCE, "blackout": BlackOut}
-# Tokens of a text that are looked at for collisions: a few seconds of work.
-MOST_COUNTED = 2**21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,11 @@ class OutputSettings:
         0, "longest hashed n-gram that adds to the scores; 0 for none (needs --output classes)", minimum=0
     )
     maxent_bits: int = setting(24, "weights of hashed n-grams: 2 to the power of this", minimum=8, maximum=34)
+    maxent_cutoffs: tuple[int, ...] = setting(
+        (1, 2, 3),
+        "times that 2-grams, 3-grams, ... must have been seen to have a weight; the last is for all longer",
+        minimum=1,
+    )
     maxent_dropout: float = setting(0.0, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
     maxent_rate: float = setting(0.15, "learning rate of the n-grams' weights", minimum=0)
 
@@ -218,32 +221,28 @@ class NeuralLM(nn.Module, ABC):
         detached: NeuralState = map_state(Tensor.detach, state)
         return detached
 
-    def ngram_collisions(self, tokens: NDArray[np.integer[Any]]) -> dict[str, float] | None:
-        """How a training text fills the table of hashed n-grams, for whoever chooses its size; None without n-grams.
-
-        What is counted is different pairs: a history of words, and a row's worth of classes or words that was scored
-        after it. With most pairs alone in their rows the table is as good as any; where nearly all share one, more bits
-        may help. It takes some seconds: of a text of more than 2 million tokens the first ones are looked at, and of
-        many million pairs a fair sample (:func:`recurra.nn.classes.collisions`).
+    def assign_ngrams(self, tokens: NDArray[np.integer[Any]]) -> dict[str, Any] | None:
+        """Give the n-grams that the training text has often enough a weight; to be done before training.
 
         Args:
             tokens: the text, int ``[tokens]``, line ends among them; may be mapped from a file.
 
         Returns:
-            ``tokens``: how many were looked at. ``pairs_2``, ``pairs_3``, ...: the pairs that n-grams of 2, 3, ...
-            words made. ``rows``: of the table. ``rows_used``: those that hold any pair. ``shared``: the part of the
-            pairs, 0 to 1, that have their row in common with another.
+            None without hashed n-grams. ``rows``: of the table. ``rows_used``: those that have an owner. ``pairs``: of
+            a history of words and a row's worth of classes or words, how many there are, ``wanted``: how many of them
+            were seen as often as the cutoff asks, and ``placed``: how many of those have a row; three lists that begin
+            with 2-grams. ``crowded_out``: the part of the wanted, 0 to 1, that found their row taken: with more than a
+            few in a hundred the table wants more bits.
         """
         if self.hashed is None:
             return None
-        looked_at = tokens[:MOST_COUNTED]
-        found = collisions(self.output, looked_at)
+        found = assign_ngrams(self.output, tokens)
+        wanted, placed = sum(found.wanted), sum(found.placed)
         return {
-            "tokens": len(looked_at),
-            **{f"pairs_{order}": count for order, count in enumerate(found.pairs, start=2)},
             "rows": len(self.hashed.table),
-            "rows_used": found.rows,
-            "shared": found.shared,
+            "rows_used": int((self.hashed.prints != 0).sum()),
+            **found._asdict(),
+            "crowded_out": 1 - placed / max(1, wanted),
         }
 
     @property
@@ -252,8 +251,9 @@ class NeuralLM(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: the parameters by name."""
-        return dict(self.named_parameters())
+        """What is saved, by name: the parameters, and whose the rows of n-grams are."""
+        owners = {} if self.hashed is None else {"output.hashed.prints": self.hashed.prints}
+        return {**dict(self.named_parameters()), **owners}
 
     @classmethod
     def from_tensors(cls, settings: Any, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]) -> Self:
@@ -269,7 +269,7 @@ class NeuralLM(nn.Module, ABC):
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`tensors` returned."""
-        own = dict(self.named_parameters())
+        own = self.tensors()
         for name in sorted(own.keys() | tensors.keys()):
             expected = tuple(own[name].shape) if name in own else "none"
             found = tuple(tensors[name].shape) if name in tensors else "none"
@@ -302,16 +302,27 @@ def build_output(
         raise UserError(
             f"hashed n-grams need the class-factored output layer, not {settings.output!r}: give --output classes"
         )
+    for name, needed in (("cutoffs", ("adaptive",)), ("classes", ("classes",)), ("samples", tuple(SAMPLED))):
+        if getattr(settings, name) is not None and settings.output not in needed:
+            raise UserError(
+                f"{name}: is for --output {' or '.join(needed)}, not {settings.output!r}; leave it out, or say auto"
+            )
     match settings.output:
         case "full":
             return FullSoftmax(features, counts, weight=weight)
         case "adaptive":
             return AdaptiveSoftmax(features, counts, cutoffs=settings.cutoffs, shrink=settings.shrink)
         case "classes":
-            order, bits = settings.maxent_order, settings.maxent_bits
-            hashed = (
-                build_ngrams(order, bits, dropout=settings.maxent_dropout, rate=settings.maxent_rate) if order else None
-            )
+            hashed = None
+            if settings.maxent_order:
+                hashed = HashedNgrams(
+                    settings.maxent_order,
+                    settings.maxent_bits,
+                    line_end=LINE_END,
+                    cutoffs=settings.maxent_cutoffs,
+                    dropout=settings.maxent_dropout,
+                    rate=settings.maxent_rate,
+                )
             return ClassSoftmax(features, counts, classes=settings.classes, weight=weight, hashed=hashed)
         case "sampled" | "nce" | "blackout":
             if settings.samples is None:
@@ -325,11 +336,6 @@ def build_output(
                 power=settings.proposal_power,
             )
     raise UserError("settings still to be chosen: output")
-
-
-def build_ngrams(order: int, bits: int, *, dropout: float, rate: float) -> HashedNgrams:
-    """N-gram features of the words since the last line end; see :class:`recurra.nn.hashed.HashedNgrams`."""
-    return HashedNgrams(order, bits, line_end=LINE_END, dropout=dropout, rate=rate)
 
 
 def map_state(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:

@@ -10,7 +10,7 @@ Letters used for shapes: n is tokens, C classes, V words, K n-gram features of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recurra.config import UserError
-from recurra.nn.hashed import ABSENT, HashedNgrams, row_gradient, row_sums
+from recurra.nn.hashed import ABSENT, Features, HashedNgrams, row_gradient, row_sums
 from recurra.nn.products import linear
 from recurra.nn.rows import is_row_sparse
 from recurra.nn.softmax import unigram_log_probs
 
-__all__ = ["ClassSoftmax", "Collisions", "class_bounds", "collisions"]
+__all__ = ["Assigned", "ClassSoftmax", "assign_ngrams", "class_bounds"]
 
 # Scores held at a time, at most: peak memory does not grow with the number of tokens.
 SCORES_PER_CHUNK = 2**23
 # Words of a block where no table of n-grams says how many.
 BLOCK = 16
 # Tokens of a text that are counted at a time.
-TOKENS_PER_COUNT = 2**14
+TOKENS_PER_COUNT = 2**18
 
 
 class ClassSoftmax(nn.Module):
@@ -163,12 +163,12 @@ class ClassSoftmax(nn.Module):
         parts: tuple[Tensor, ...] = self.class_of[tokens.targets].argsort(stable=True).split(max(1, most))
         return parts if len(tokens.targets) else ()
 
-    def _looked_up(self, tokens: _Tokens, owners: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the table, and weights, ``[p, K]`` for pairs of a token, by its number in ``owners``, and a block."""
+    def _features(self, tokens: _Tokens, owners: Tensor, blocks: Tensor) -> Features:
+        """What the table adds to blocks ``[p]``, each of the token whose number is in ``owners``."""
         assert self.hashed is not None
         assert tokens.histories is not None
         assert tokens.weights is not None
-        return self.hashed.look_up(tokens.histories[owners], blocks, tokens.weights[owners])
+        return self.hashed.look_up(tokens.histories, owners, blocks, tokens.weights)
 
     def _all(self, tokens: _Tokens, parameters: _Parameters) -> Tensor:
         """Log-probabilities ``[n, V]`` of all words, the plain way."""
@@ -179,8 +179,8 @@ class ClassSoftmax(nn.Module):
         if parameters.table is not None:
             blocks = torch.arange(self.all_blocks, device=words.device)
             owners = torch.arange(n, device=words.device).repeat_interleave(len(blocks))
-            looked_up = self._looked_up(tokens, owners, blocks.repeat(n))
-            scores = row_sums(parameters.table, *looked_up).view(n, self.all_blocks * self.width)
+            features = self._features(tokens, owners, blocks.repeat(n))
+            scores = row_sums(parameters.table, features, len(owners)).view(n, self.all_blocks * self.width)
             classes, words = classes + scores[:, : classes.shape[1]], words + scores[:, self.places]
         parts = words.split(np.diff(self.bounds).tolist(), 1)
         within = torch.cat([part.log_softmax(1) for part in parts], 1)
@@ -228,12 +228,12 @@ class ClassSoftmax(nn.Module):
         n = len(tokens.hidden)
         classes = self.class_of[tokens.targets]
         owners, blocks, first = self._lookups(classes)
+        features = None
         if parameters.table is None:
-            rows = weights = None
             scores = tokens.hidden.new_zeros(len(owners), self.width)
         else:
-            rows, weights = self._looked_up(tokens, owners, blocks)
-            scores = row_sums(parameters.table, rows, weights)
+            features = self._features(tokens, owners, blocks)
+            scores = row_sums(parameters.table, features, len(owners))
         groups = self._groups(classes, parameters)
         for group in groups:
             known = group.of(scores)
@@ -243,7 +243,7 @@ class ClassSoftmax(nn.Module):
             known.copy_(known.log_softmax(1))
         class_places = torch.arange(n, device=classes.device) * (self.class_blocks * self.width) + classes
         word_places = first * self.width + tokens.targets - self.starts[classes]
-        return _Scored(scores, groups, class_places, word_places, self.blocks[classes] > 0, rows, weights)
+        return _Scored(scores, groups, class_places, word_places, self.blocks[classes] > 0, features)
 
 
 class _Tokens(NamedTuple):
@@ -292,8 +292,7 @@ class _Scored(NamedTuple):
         class_places: where that of each token's class is, counted in single scores.
         word_places: where that of the token itself is among the words of its class.
         several: whether there are several words in its class; otherwise there are no scores of them.
-        rows: of the table, ``[p, K]``, that went into each block, and
-        weights: with what weight.
+        features: what the table added.
     """
 
     scores: Tensor
@@ -301,8 +300,7 @@ class _Scored(NamedTuple):
     class_places: Tensor
     word_places: Tensor
     several: Tensor
-    rows: Tensor | None
-    weights: Tensor | None
+    features: Features | None
 
     def of_targets(self) -> Tensor:
         """Log-probabilities ``[n]`` of the targets."""
@@ -352,8 +350,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if not any(wanted):
                 continue
             deltas = scored.deltas()
-            if parameters.table is not None and scored.rows is not None and scored.weights is not None and wanted[-1]:
-                rows = row_gradient(scored.rows, scored.weights, deltas, len(parameters.table))
+            if parameters.table is not None and scored.features is not None and wanted[-1]:
+                rows = row_gradient(scored.features, deltas, len(parameters.table))
                 table = rows if table is None else table.add_(rows)  # the sum of coalesced ones is coalesced
             of_hidden = torch.zeros_like(part.hidden) if hidden is not None else None
             for group in scored.groups:
@@ -415,61 +413,72 @@ def class_bounds(counts: Sequence[int], classes: int | None = None) -> NDArray[n
     return np.append(firsts, len(roots)).astype(np.int64)
 
 
-class Collisions(NamedTuple):
+class Assigned(NamedTuple):
     """How a text fills a table of n-grams; what is counted is different pairs of a history and a block of words.
 
     Attributes:
-        pairs: how many there are with histories of 1, 2, ... words.
-        rows: how many rows of the table hold any.
-        shared: the part of the pairs that have their row in common with another, 0 to 1.
+        pairs: how many the text has with histories of 1, 2, ... words; of longer ones, those alone whose shorter
+            history has a row.
+        wanted: how many of them were seen often enough.
+        placed: how many of those have a row; the others found it taken.
     """
 
     pairs: list[int]
-    rows: int
-    shared: float
+    wanted: list[int]
+    placed: list[int]
 
 
 @torch.no_grad()
-def collisions(layer: ClassSoftmax, tokens: NDArray[np.integer[Any]], *, most_pairs: int = 2**22) -> Collisions:
-    """Count what a text, read once in training, would write into the table of a layer's n-gram features.
+def assign_ngrams(layer: ClassSoftmax, tokens: NDArray[np.integer[Any]]) -> Assigned:
+    """Count the n-grams of a training text, and give those seen often enough rows of the table: short ones first.
 
-    Memory is bounded: where there are more than ``most_pairs`` pairs, only those in every second row of the table are
-    followed, then in every fourth, and so on, and what is found is multiplied. Rows being what a hash makes of pairs,
-    they are a fair sample, and what a row holds is counted in full.
+    Time grows with the text, and so does memory, by some 30 bytes a token.
 
     Args:
-        layer: its parameters do not matter.
+        layer: with n-gram features; an assignment made before is forgotten.
         tokens: the text, int ``[tokens]``, line ends among them; may be mapped from a file.
-        most_pairs: to remember.
     """
     hashed = layer.hashed
     if hashed is None:
-        raise ValueError("collisions: the layer has no n-gram features")
-    known: list[list[Tensor]] = [[] for _ in range(hashed.features)]
-    every, held = 1, 0
+        raise ValueError("assign_ngrams: the layer has no n-gram features")
+    hashed.prints.zero_()
+    alive = np.ones((2, len(tokens)), np.bool_)  # whether the shorter history has a row: for class, and for word
+    found = Assigned([], [], [])
+    for k in range(hashed.features):
+        parts = [pairs[kept] for pairs, kept, _ in _target_pairs(layer, tokens, k, alive)]
+        pairs, counts = (
+            torch.cat(parts or [torch.empty(0, dtype=torch.long)]).sort()[0].unique_consecutive(return_counts=True)
+        )
+        often = counts >= hashed.cutoffs[min(k, len(hashed.cutoffs) - 1)]
+        found.pairs.append(len(pairs))
+        found.wanted.append(int(often.sum()))
+        found.placed.append(hashed.assign(pairs[often], counts[often]))
+        for pairs, kept, part in _target_pairs(layer, tokens, k, alive):
+            part &= (kept & hashed.owned(pairs)).cpu().numpy()
+    return found
+
+
+def _target_pairs(
+    layer: ClassSoftmax, tokens: NDArray[np.integer[Any]], k: int, alive: NDArray[np.bool_]
+) -> Iterator[tuple[Tensor, Tensor, NDArray[np.bool_]]]:
+    """The pairs that a text's tokens are targets of, with histories of ``k + 1`` words, a part of the text at a time.
+
+    Yields pairs, which of them count, and the part of ``alive [2, tokens]`` that belongs to them.
+    """
+    hashed = layer.hashed
+    assert hashed is not None
     state = hashed.start(1)
     last = torch.tensor([hashed.line_end], device=state.device)
     for start in range(0, len(tokens), TOKENS_PER_COUNT):
-        targets = torch.from_numpy(np.asarray(tokens[start : start + TOKENS_PER_COUNT], np.int64)).to(state.device)
+        part = slice(start, start + TOKENS_PER_COUNT)
+        targets = torch.from_numpy(np.asarray(tokens[part], np.int64)).to(state.device)
         histories, state = hashed.histories(torch.cat([last, targets[:-1]])[:, None], state)
         last = targets[-1:]
-        owners, blocks, _ = layer._lookups(layer.class_of[targets])
-        present = histories[:, 0] != ABSENT
-        pairs = hashed.pairs(histories[owners, 0], blocks)
-        sampled = present[owners] & (hashed.rows_of(pairs) % every == 0)
-        for k, part in enumerate(known):
-            part.append(pairs[sampled[:, k], k].unique())
-            held += len(part[-1])
-        while held > most_pairs:
-            merged = [torch.cat(part).unique() for part in known]
-            if sum(map(len, merged)) > most_pairs // 2 and every < len(hashed.table):
-                every *= 2
-                merged = [part[hashed.rows_of(part) % every == 0] for part in merged]
-            known = [[part] for part in merged]
-            held = sum(map(len, merged))
-            most_pairs = max(most_pairs, 2 * held)  # where a table has so few rows that half of them are too many
-    counts = [len(torch.cat(part).unique()) if part else 0 for part in known]
-    rows = hashed.rows_of(torch.cat([torch.cat(part).unique() for part in known]))
-    _, pairs_of_row = rows.unique(return_counts=True)
-    shared = int(pairs_of_row[pairs_of_row > 1].sum()) / max(1, len(rows))
-    return Collisions([count * every for count in counts], len(pairs_of_row) * every, shared)
+        present = histories[:, 0, k] != ABSENT
+        classes = layer.class_of[targets]
+        words = layer.first_blocks[classes] + (targets - layer.starts[classes]) // layer.width
+        for blocks, counting, mask in (
+            (classes // layer.width, present, alive[0, part]),
+            (words, present & (layer.blocks[classes] > 0), alive[1, part]),
+        ):
+            yield hashed.pairs(histories[:, 0, k], blocks), counting & torch.from_numpy(mask).to(present.device), mask
