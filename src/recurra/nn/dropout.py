@@ -64,7 +64,7 @@ class LockedDropout(nn.Module):
         """Return the input, ``[time, batch, features]`` or as ``batch_first`` says, with features dropped."""
         if input.dim() != 3:
             raise ValueError(f"LockedDropout: expected input with 3 dimensions, got shape {tuple(input.shape)}")
-        if not self.training or not self.p:
+        if not self.training or not self.p or not input.numel():
             return input
         time = 1 if self.batch_first else 0
         return input * locked_mask(input.narrow(time, 0, 1), self.p)
