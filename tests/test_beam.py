@@ -70,8 +70,9 @@ def all_outputs(tokens: int, longest: int):
 
 
 def ranked(model, sentence, outputs, name, alpha):
+    """What has ended comes before what was cut."""
     scored = [(model.log_prob(sentence, output) / penalty(name, alpha, len(output)), output) for output in outputs]
-    return sorted(scored, key=lambda pair: -pair[0])
+    return sorted(scored, key=lambda pair: (pair[1][-1] != END, -pair[0]))
 
 
 def plain_search(model, sentence, *, beam, longest, name, alpha, n_best):
@@ -190,6 +191,13 @@ def test_what_has_not_ended_is_cut_at_its_greatest_length():
     assert not best.ended
 
 
+def test_what_was_cut_is_given_only_for_want_of_what_has_ended():
+    search, _ = certain([0.0, 0.01, 0.99], 6)
+    (best,) = search(beam=3, patience=math.inf)
+    assert best.tokens == (END,)
+    assert [hypothesis.tokens for hypothesis in search(beam=3, n_best=3, max_lengths=1)] == [(END,), (2,)]
+
+
 @pytest.mark.parametrize("beam", [2, 4**4])
 def test_min_length(beam):
     model = Toy([3, 4])
@@ -244,10 +252,10 @@ def test_among_equals_the_better_beginning_and_the_lower_token_come_first():
     search, _ = certain([0.125] * 8, 2)
     outputs = [hypothesis.tokens for hypothesis in search(beam=3, n_best=3, patience=math.inf)]
     # step 1: 0, end and 2 are the first three; step 2: the first to go on from are 0 and 2
-    assert outputs == [(END,), (0, 0), (0, END)]
+    assert outputs == [(END,), (0, END), (0, 0)]  # the last was cut
     search, _ = certain([1 / 300] * 300, 2)  # more equals than fit any shortcut of sorting
     outputs = [hypothesis.tokens for hypothesis in search(beam=20, n_best=20, patience=math.inf)]
-    assert outputs == [(END,), *((0, token) for token in range(19))]
+    assert outputs == [(END,), (0, END), *((0, token) for token in range(19) if token != END)]
     search, _ = certain([0.0] + [1 / 999] * 999, 1)
     assert [h.tokens for h in search(beam=2, n_best=2, forbidden=[2, 4])] == [(1,), (3,)]
 

@@ -111,6 +111,14 @@ def test_evaluate_as_json_has_the_promised_keys(model, text, capsys):
     assert result["tokens"] == 7 * len(LINES) * 12
 
 
+def test_evaluate_reads_another_encoding(model, tmp_path, capsys):
+    (tmp_path / "t.txt").write_bytes("the caf\xe9 sat on the mat\n".encode("latin-1"))
+    assert "give --encoding" in refused(capsys, "evaluate", model, tmp_path / "t.txt")
+    for how in (["--encoding", "latin-1"], ["--errors", "replace"]):
+        assert run(capsys, "evaluate", model, tmp_path / "t.txt", *how)[0] == 0
+    assert "invalid choice" in refused(capsys, "evaluate", model, tmp_path / "t.txt", "--errors", "forgive")
+
+
 def test_evaluate_says_how_the_state_was_kept_and_counts_unknown_words(model, tmp_path, capsys):
     (tmp_path / "t.txt.gz").write_bytes(gzip.compress(b"the zebra sat on the mat\n"))
     _, output, _ = run(capsys, "evaluate", model, tmp_path / "t.txt.gz", "--reset", "lines")
@@ -282,6 +290,9 @@ def test_mistakes_of_the_other_commands(model, tmp_path, capsys):
     assert "at least 1" in refused(capsys, "next", model, "the", "-k", 0)
     assert "missing.txt" in refused(capsys, "evaluate", model, tmp_path / "missing.txt")
     assert "not a model" in refused(capsys, "info", tmp_path)
+    for flag in (["--beam", 2], ["--lm", model], ["--text-column", 1], ["--no-header"], ["--mix-down"]):
+        said = refused(capsys, "evaluate", model, tmp_path / "missing.txt", *flag)
+        assert f"{flag[0].replace('no-', '')}: means nothing to a language model" in said
 
 
 def test_a_reader_that_leaves_is_no_error(model):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recurra import metrics as metrics_module
 from recurra.config import UserError
 from recurra.metrics import (
     Edits,
@@ -22,6 +23,7 @@ from recurra.metrics import (
     classification,
     edits,
     reading,
+    require,
     spans,
     transcription,
     translation,
@@ -214,8 +216,9 @@ def test_a_missing_library_is_named_with_its_extra(library, score, extra, monkey
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"need {library}: pip install 'recurra\[{extra}\]'"):
-        score()
+    for need in (score, lambda: require(library)):
+        with pytest.raises(UserError, match=rf"need {library}: pip install 'recurra\[{extra}\]'"):
+            need()
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -327,6 +330,20 @@ def test_edits_of_long_and_many_sequences_of_any_lengths():
     assert result.total == sum(map(distance, hypotheses[:-1], references[:-1])) + 80_000
     assert result.substitutions + result.deletions <= result.length == sum(map(len, references))
     assert result.insertions - result.deletions == sum(map(len, hypotheses)) - result.length
+
+
+def test_long_references_are_as_little_padded_as_long_hypotheses(monkeypatch):
+    sizes = []
+    real = metrics_module._count_edits
+
+    def counted(hypotheses, references):
+        sizes.append(len(references) * max(map(len, [*hypotheses, *references])))
+        return real(hypotheses, references)
+
+    monkeypatch.setattr(metrics_module, "_count_edits", counted)
+    references = [[1, 2], *([[5] * 10] * 20_000), [3] * 60_000]
+    assert edits([[1]] * len(references), references).total == 1 + 20_000 * 10 + 60_000
+    assert max(sizes) <= metrics_module.CELLS
 
 
 def test_transcription_by_hand():

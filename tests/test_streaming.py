@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import random
+import wave
 
 import numpy as np
 import pytest
+import torch
 
 from recurra.cli import main
 from recurra.config import UserError
+from recurra.models.classifier import Classifier, ClassifierCodec, ClassifierSettings
+from recurra.models.transcriber import Transcriber, TranscriberCodec, TranscriberSettings
 from recurra.streaming import FrameStream, follow
 from recurra.supervised import train_task
+from recurra.text.examples import ExampleBatch, collate
 from recurra.text.features import FeatureSettings, log_mel
+from recurra.text.readers import Labelled, Recording
 
 SMALL = {"hidden_size": 12, "layers": 1, "max_steps": 30, "learning_rate": 0.02, "batch_size": 16}
 TEXT = "the dog bites\na hen sees the cat\n\nthe end"
@@ -48,8 +54,9 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
-def test_a_tagger_tags_as_it_does_with_the_whole_line(models, step):
-    found = list(follow(models["tagger"].model, Slow(TEXT.encode(), step)))
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_tagger_tags_as_it_does_with_the_whole_line(models, step, line_end):
+    found = list(follow(models["tagger"].model, Slow(TEXT.replace("\n", line_end).encode(), step)))
     lines = [line.split() for line in TEXT.splitlines()]
     expected = []
     for words, tags in zip(lines, models["tagger"].predict(lines), strict=True):
@@ -74,6 +81,78 @@ def test_a_classifier_says_what_it_would_say_if_the_line_ended_there(models, ste
     assert found[3] == [""]
 
 
+@pytest.mark.parametrize("units", ["words", "characters", "byte-pairs"])
+@torch.no_grad()
+def test_a_classifier_reads_the_spaces_between_words_whatever_its_units(units):
+    settings = ClassifierSettings(units=units, hidden_size=8, word_size=6, bidirectional=False, vocabulary_size=300)
+    examples = [Labelled("the dog bites the dog", "a"), Labelled("a hen sees the dog", "b")]
+    codec = ClassifierCodec.build(examples, settings)
+    torch.manual_seed(0)
+    model = Classifier(Classifier.settle(settings, examples, codec), codec).eval()
+    text = "the dog bites\na hen"
+    found = [line.split("\t") for line in follow(model, Slow(text.encode(), 3)) if line]
+    for line, prefix in zip(found, ["the", "the dog", "the dog bites", "a", "a hen"], strict=True):
+        (expected,) = model.predict(collate([codec.encode(Labelled(prefix), targets=False)]))
+        assert line[1] == expected["label"]
+        assert float(line[2]) == pytest.approx(expected["probabilities"][line[1]], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tagger", "classifier"])
+def test_batches_go_where_the_model_is(models, kind, monkeypatch):
+    devices = []
+    to = ExampleBatch.to
+    monkeypatch.setattr(ExampleBatch, "to", lambda batch, device: (devices.append(device), to(batch, device))[1])
+    list(follow(models[kind].model, io.BytesIO(b"the dog")))
+    assert devices == [next(models[kind].model.parameters()).device] * 2
+
+
+@pytest.fixture(scope="module")
+def hearing(tmp_path_factory):
+    """A transcriber of one direction with random weights, and a function that writes a .wav file."""
+    folder = tmp_path_factory.mktemp("hearing")
+
+    def recorded(name, samples):
+        with wave.open(str(folder / name), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(np.asarray(samples).astype("<i2").tobytes())
+        return Recording(name, folder / name, "hello")
+
+    first = recorded("first.wav", np.random.default_rng(0).normal(0, 3000, 4000))
+    settings = TranscriberSettings(bidirectional=False, hidden_size=12, normalize=False, mels=10)
+    codec = TranscriberCodec.build([first], settings)
+    torch.manual_seed(0)
+    model = Transcriber(Transcriber.settle(settings, [first], codec), codec).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model, recorded
+
+
+@pytest.mark.parametrize("step", [1, 333, 100_000])
+@pytest.mark.parametrize("length", [0, 1, 100, 4000])
+@torch.no_grad()
+def test_a_transcriber_hears_what_it_does_in_the_file(hearing, step, length):
+    model, recorded = hearing
+    samples = np.random.default_rng(length).normal(0, 3000, length)
+    expected = ""
+    if length:
+        recording = recorded("other.wav", samples)
+        (found,) = model.predict(collate([model.codec.encode(recording, targets=False)]))
+        expected = found["text"]
+    step = max(step, length // 100)  # a step of the model for each
+    assert "".join(follow(model, Slow(samples.astype("<i2").tobytes(), step))) == expected
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_a_file_is_no_stream_of_samples(hearing, step):
+    model, recorded = hearing
+    content = recorded("file.wav", np.zeros(500)).path.read_bytes()
+    with pytest.raises(UserError, match=r"is a \.wav file, not bare samples: name the file"):
+        list(follow(model, Slow(content, step)))
+
+
 def test_who_needs_the_end_refuses_in_one_line(models, capsys, monkeypatch):
     with pytest.raises(UserError, match="bidirectional"):
         next(iter(follow(models["both ways"].model, io.BytesIO(b"the dog"))))
@@ -89,12 +168,14 @@ def test_who_needs_the_end_refuses_in_one_line(models, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[0].startswith("the\t")
 
 
-@pytest.mark.parametrize("pieces", [[4000], [1, 99, 100, 800, 3000], [37] * 108 + [4]])
-def test_frames_of_pieces_are_those_of_the_whole_sound(pieces):
-    settings = FeatureSettings(rate=8000, normalize=False)
-    sound = np.random.default_rng(0).normal(0, 0.1, 4000)
+@pytest.mark.parametrize("pieces", [[4000], [1, 99, 100, 800, 3000], [37] * 108 + [4], [100], [0, 1], [199, 1], [300]])
+@pytest.mark.parametrize("hop", [10.0, 25.0, 70.0])
+def test_frames_of_pieces_are_those_of_the_whole_sound(pieces, hop):
+    settings = FeatureSettings(rate=8000, normalize=False, hop=hop)
+    sound = np.random.default_rng(0).normal(0, 0.1, sum(pieces))
     stream = FrameStream(settings)
-    found = np.concatenate([stream.push(piece) for piece in np.split(sound, np.cumsum(pieces)[:-1])])
+    found = [stream.push(piece) for piece in np.split(sound, np.cumsum(pieces)[:-1])]
+    found = np.concatenate([*found, stream.finish(), stream.finish()])
     np.testing.assert_allclose(found, log_mel(sound, 8000, settings), rtol=1e-5, atol=1e-5)
 
 

@@ -101,7 +101,7 @@ def beam_search(
         start: The token that is read first, the same in each sentence or one for each; it is not part of the output.
         end: The token that ends an output.
         max_lengths: The most tokens of an output, end included, the same for each sentence or one for each. One that
-            has not ended there is cut, and ranked with the others.
+            has not ended there is cut, and comes after all that have ended: it is for want of others.
         beam: How many beginnings are kept.
         n_best: How many outputs to return for each sentence.
         length_penalty: See above.
@@ -189,7 +189,7 @@ def beam_search(
             sentence, log_prob = alive[slot], float(scores[slot, rank])
             place = int(rows[slot, rank]), int(following[slot, rank])
             output = _Found(penalized(log_prob, length), log_prob, length, *place)
-            bisect.insort_right(found[sentence], output, key=lambda output: -output.score)
+            bisect.insort_right(found[sentence], output, key=lambda output: (output.token != end, -output.score))
             del found[sentence][n_best:]
             ended[sentence] += int(ending[slot, rank])
         for slot, sentence in enumerate(alive):

@@ -17,6 +17,7 @@ count, such as the precision of a class that was never predicted, is 0.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import string
 from collections import Counter
@@ -42,6 +43,7 @@ __all__ = [
     "classification",
     "edits",
     "reading",
+    "require",
     "spans",
     "transcription",
     "translation",
@@ -51,6 +53,7 @@ Scheme: TypeAlias = Literal["bio", "bioes"]  # named as in text/tag_schemes.py
 Span: TypeAlias = tuple[str, int, int]  # type, first token, last token
 
 CELLS = 1 << 16  # of edit-distance tables that are worked on side by side: they fit a processor's cache
+LIBRARIES = {"seqeval": ("spans", "tag"), "sacrebleu": ("translations", "translate")}  # what scores need; the extra
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -217,6 +220,17 @@ class Transcription:
     characters: Edits
 
 
+def require(library: str) -> None:
+    """Refuse to go on without a library that scores are computed by: better before training than after.
+
+    Raises:
+        UserError: it is not installed; the text says how to install it.
+    """
+    if importlib.util.find_spec(library) is None:
+        what, extra = LIBRARIES[library]
+        raise UserError(f"scores of {what} need {library}: pip install 'recurra[{extra}]'")
+
+
 def accuracy(gold: Sequence[object], predicted: Sequence[object]) -> float:
     """Return the share of predictions that are right.
 
@@ -273,11 +287,10 @@ def spans(
     Raises:
         UserError: seqeval is missing, nothing to compare, not as many tags, or a tag that is not of the scheme.
     """
-    try:
-        from seqeval.metrics.sequence_labeling import get_entities
-        from seqeval.scheme import IOB2, IOBES, Entities
-    except ImportError:
-        raise UserError("scores of spans need seqeval: pip install 'recurra[tag]'") from None
+    require("seqeval")
+    from seqeval.metrics.sequence_labeling import get_entities
+    from seqeval.scheme import IOB2, IOBES, Entities
+
     if scheme not in ("bio", "bioes"):
         raise UserError(f"scheme: expected bio or bioes, got {scheme!r}")
     if strict is None:
@@ -343,11 +356,10 @@ def translation(
         UserError: sacrebleu is missing, nothing to compare, not as many hypotheses as references, a sentence without
             a reference, or a tokenizer that is unknown or not installed.
     """
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError:
-        raise UserError("scores of translations need sacrebleu: pip install 'recurra[translate]'") from None
+    require("sacrebleu")
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     _check(references, hypotheses, "references", "hypotheses")
     if tokenize not in BLEU.TOKENIZERS:
         raise UserError(f"tokenize: expected one of {', '.join(BLEU.TOKENIZERS)}; got {tokenize!r}")
@@ -441,11 +453,12 @@ def edits(hypotheses: Sequence[Sequence[Hashable]], references: Sequence[Sequenc
     """
     if len(hypotheses) != len(references):
         raise UserError(f"expected as many hypotheses as references, got {len(hypotheses)} and {len(references)}")
-    order = sorted(range(len(references)), key=lambda i: (len(hypotheses[i]), len(references[i])))
+    longest = [max(map(len, pair)) for pair in zip(hypotheses, references, strict=True)]  # both sides are padded
+    order = sorted(range(len(longest)), key=lambda i: longest[i])
     result = Edits(0, 0, 0, 0)
     while order:
         # the longest first: as many pairs of about its length as there is room for
-        size = max(1, CELLS // (len(hypotheses[order[-1]]) + 1))
+        size = max(1, CELLS // (longest[order[-1]] + 1))
         chosen, order = order[-size:], order[:-size]
         result += _count_edits([hypotheses[i] for i in chosen], [references[i] for i in chosen])
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import io
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ __all__ = ["FrameStream", "follow"]
 
 CHUNK = 1 << 16  # bytes that are taken at a time, at most; fewer where no more are there yet
 FULL_SCALE = 1 << 15  # of 16-bit samples
+WAV = b"RIFF"  # what a .wav file begins with
 
 
 def follow(model: Any, file: BinaryIO, *, encoding: str = "utf-8", errors: str = "strict") -> Iterator[str]:
@@ -29,8 +31,8 @@ def follow(model: Any, file: BinaryIO, *, encoding: str = "utf-8", errors: str =
 
     A tagger reads words between white space and gives a line ``word<TAB>tag`` for each, and an empty one where a line
     ends. A classifier gives a line ``word<TAB>class<TAB>probability`` for each word, of the line so far. A transcriber
-    reads samples of 16 bits, little-endian, of one channel, as many a second as it was trained on, and gives each
-    symbol that it hears.
+    reads samples of 16 bits, little-endian, of one channel, as many a second as it was trained on, without a header,
+    and gives each symbol that it hears.
 
     Args:
         model: a tagger, classifier or transcriber.
@@ -39,7 +41,8 @@ def follow(model: Any, file: BinaryIO, *, encoding: str = "utf-8", errors: str =
         errors: what to do with bytes that are not in it.
 
     Raises:
-        UserError: the model is of another kind or needs what comes later; bytes that are not in the encoding.
+        UserError: the model is of another kind or needs what comes later; bytes that are not in the encoding; a .wav
+            file in the place of samples.
     """
     for kind, reads in FOLLOWED.items():
         if isinstance(model, kind):
@@ -49,7 +52,7 @@ def follow(model: Any, file: BinaryIO, *, encoding: str = "utf-8", errors: str =
 
 def _words(file: BinaryIO, encoding: str, errors: str) -> Iterator[str | None]:
     """Words as they arrive, each when the white space behind it has; None where a line ends."""
-    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
     rest, ended = "", True
     while True:
         block = _available(file)
@@ -60,7 +63,7 @@ def _words(file: BinaryIO, encoding: str, errors: str) -> Iterator[str | None]:
         lines = rest.splitlines(keepends=True)
         rest = ""
         for line in lines:
-            complete = line.endswith(("\n", "\r"))
+            complete = line.endswith("\n")
             words = line.split()
             if not complete and block and words and not line[-1].isspace():
                 rest = words.pop()
@@ -82,29 +85,32 @@ def _available(file: BinaryIO) -> bytes:
 
 @torch.no_grad()
 def _tagged(model: Tagger, words: Iterator[str | None]) -> Iterator[str]:
-    state = model.start(1)
+    state, device = model.start(1), next(model.parameters()).device
     for word in words:
         if word is None:
             state = model.start(1)
             yield ""
             continue
         batch = collate([model.codec.encode(Sentence((word,)), targets=False)])
-        tags, state = model.step(batch, state)
+        tags, state = model.step(batch.to(device), state)
         yield f"{word}\t{tags[0]}"
 
 
 @torch.no_grad()
 def _classified(model: Classifier, words: Iterator[str | None]) -> Iterator[str]:
-    state = model.start(1)
+    state, device = model.start(1), next(model.parameters()).device
+    between = ""  # what is read before a word; byte pairs have the space in them
     for word in words:
         if word is None:
-            state = model.start(1)
+            state, between = model.start(1), ""
             yield ""
             continue
         found: dict[str, Any] = {}
-        for unit in model.codec.units(word):
-            predictions, state = model.step(collate([Encoded(model.codec.words.encode([unit]), 1, 0)]), state)
+        for unit in model.codec.units(between + word):
+            batch = collate([Encoded(model.codec.words.encode([unit]), 1, 0)])
+            predictions, state = model.step(batch.to(device), state)
             found = predictions[0]
+        between = " " if model.codec.kind == "characters" else ""
         if found:
             yield f"{word}\t{found['label']}\t{found['probabilities'][found['label']]:.4f}"
 
@@ -112,14 +118,22 @@ def _classified(model: Classifier, words: Iterator[str | None]) -> Iterator[str]
 @torch.no_grad()
 def _transcribed(model: Transcriber, file: BinaryIO) -> Iterator[str]:
     state = model.start(1)
-    frames, rest = FrameStream(model.codec.features), b""
+    frames, rest, begun = FrameStream(model.codec.features), b"", False
     while block := _available(file):
         rest += block
+        if not begun and rest.startswith(WAV):
+            raise UserError("standard input is a .wav file, not bare samples: name the file, and leave out --stream")
+        if not begun and len(rest) < len(WAV):
+            continue
+        begun = True
         whole = len(rest) // 2 * 2
         features = frames.push(np.frombuffer(rest[:whole], "<i2") / FULL_SCALE)
         rest = rest[whole:]
         symbols, state = model.step(torch.from_numpy(features)[:, None], state)
         yield from symbols[0]
+    frames_left = [frames.push(np.frombuffer(rest[: len(rest) // 2 * 2], "<i2") / FULL_SCALE), frames.finish()]
+    symbols, state = model.step(torch.from_numpy(np.concatenate(frames_left))[:, None], state)
+    yield from symbols[0]
     yield from model.finish(state)[0]
 
 
@@ -153,7 +167,9 @@ class FrameStream:
         self._window = max(1, round(settings.window * self._rate / 1000))
         self._hop = max(1, round(settings.hop * self._rate / 1000))
         self._waiting = np.zeros(0)
+        self._skipped = 0  # samples yet to come that no frame reads, where frames are further apart than long
         self._last: float | None = None
+        self._frameless = True  # whether there was no frame yet
 
     def push(self, samples: np.ndarray[Any, np.dtype[np.float64]]) -> Features:
         """The frames ``[frames, mels]``, none or more, that are whole with these samples ``[time]``."""
@@ -161,9 +177,19 @@ class FrameStream:
             return np.zeros((0, self.settings.mels), np.float32)
         before = np.append(samples[0] if self._last is None else self._last, samples[:-1])
         self._last = float(samples[-1])
-        self._waiting = np.append(self._waiting, samples - self._preemphasis * before)
+        emphasised = samples - self._preemphasis * before
+        self._waiting = np.append(self._waiting, emphasised[self._skipped :])
+        self._skipped = max(0, self._skipped - len(emphasised))
         frames = max(0, (len(self._waiting) - self._window) // self._hop + 1)
         if not frames:
             return np.zeros((0, self.settings.mels), np.float32)
         used, self._waiting = self._waiting, self._waiting[frames * self._hop :]
+        self._skipped, self._frameless = max(0, frames * self._hop - len(used)), False
         return log_mel(used[: (frames - 1) * self._hop + self._window], self._rate, self.settings)
+
+    def finish(self) -> Features:
+        """The frame of a sound that was shorter than one, else none: ``[1 or 0, mels]``."""
+        if self._frameless and len(self._waiting):
+            self._frameless = False
+            return log_mel(self._waiting, self._rate, self.settings)
+        return np.zeros((0, self.settings.mels), np.float32)

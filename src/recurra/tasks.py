@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -34,7 +34,7 @@ from recurra.text.readers import (
     write_sentences,
 )
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["TASKS", "Say", "Task", "several", "write_json"]
 
 Say = Callable[[str], None]
 Tagged = Iterable[tuple[Any, Any]]  # examples with their predictions
@@ -111,11 +111,14 @@ class Task(NamedTuple):
         model: its class.
         open: reads examples from sources; see :meth:`read`.
         key: what an example is known by where a part is held out: examples of one key stay together.
-        example: what a user gives in Python, as an example.
+        example: what a user gives in Python, as an example; a UserError where it cannot be one.
+        known: whether an example has what is to be predicted.
+        reads: what the prediction depends on; examples that share it are predicted once where models are evaluated.
         score: how near predictions come to the examples, as JSON has it; named as in the field.
+        check: refuses examples that could not be scored because something is not installed.
         metric: which of the scores the best model is chosen by, the first that there is; a minus before one that is
             better when lower. Empty: by the loss.
-        write: writes predictions in a form that its users know.
+        write: writes predictions in a form that its users know; the number is how many were asked for of each example.
         training: how it is trained where that is left open (None).
         quick: options of decoding while it trains.
         decoding: names of the options of decoding that it takes.
@@ -128,10 +131,13 @@ class Task(NamedTuple):
     open: Callable[..., Iterator[Any]]
     key: Callable[[Any], str]
     example: Callable[[Any], Any]
+    known: Callable[[Any], bool]
+    reads: Callable[[Any], Hashable]
     score: Callable[[Sequence[Any], Sequence[Any]], dict[str, Any]]
     metric: tuple[str, ...]
-    write: Callable[[Tagged, TextIO], None]
-    training: Mapping[str, Any] = {"batch_size": 32, "learning_rate": 3e-3}
+    write: Callable[[Tagged, TextIO, int], None]
+    training: Mapping[str, Any]
+    check: Callable[[Sequence[Any]], None] = lambda examples: None
     quick: Mapping[str, Any] = {}
     decoding: tuple[str, ...] = ()
 
@@ -166,17 +172,24 @@ class Task(NamedTuple):
         for part in ("test", "valid"):
             source, fraction = getattr(settings, part), getattr(settings, f"{part}_fraction")
             if source is not None:
-                found[part] = list(self.read(source.split(","), settings, say=say))
+                found[part] = list(self.read(several(source), settings, say=say))
             elif fraction:
                 train, found[part] = held_out(train, fraction, self.key, part=part)
         return {"train": train, "valid": found.get("valid", []), "test": found.get("test", [])}
 
-    def chosen_by(self, scores: Mapping[str, Any]) -> float:
-        """The score that the best model has most of."""
+    def chosen_by(self, scores: Mapping[str, Any]) -> tuple[str, float]:
+        """What the best model has most of: its name in :attr:`metric`, and how much."""
         for name in self.metric:
             if scores.get(name.removeprefix("-")) is not None:
-                return -float(scores[name[1:]]) if name.startswith("-") else float(scores[name])
+                return name, -float(scores[name[1:]]) if name.startswith("-") else float(scores[name])
         raise AssertionError(f"none of {self.metric} is in {list(scores)}")
+
+
+def several(text: str) -> list[str]:
+    """Paths between commas; a comma that is part of a name which is there is none of these."""
+    parts = text.split(",")
+    end = next((end for end in range(len(parts), 0, -1) if Path(",".join(parts[:end])).exists()), 1)
+    return [",".join(parts[:end]), *(several(",".join(parts[end:])) if parts[end:] else ())]
 
 
 def _column(name: str | None) -> str | int | None:
@@ -195,19 +208,37 @@ def _open_sentences(sources: list[str], settings: TaggerData, common: dict[str, 
 def _sentence(given: Any) -> Sentence:
     if isinstance(given, Sentence):
         return given
-    return Sentence(tuple(given.split() if isinstance(given, str) else given))
+    words = given.split() if isinstance(given, str) else given
+    if isinstance(words, list | tuple) and all(isinstance(word, str) for word in words):
+        return Sentence(tuple(words))
+    raise _unfit("a sentence, or a list of its words", given)
+
+
+def _unfit(expected: str, given: Any) -> UserError:
+    return UserError(f"expected {expected}, got {type(given).__name__}")
+
+
+def _tags(examples: Sequence[Sentence]) -> list[Sequence[str]]:
+    return [example.tags or () for example in examples]
+
+
+def _check_tags(examples: Sequence[Sentence]) -> None:
+    if tag_schemes.detect_scheme(_tags(examples)) is not None:
+        metrics.require("seqeval")
 
 
 def _score_tags(examples: Sequence[Sentence], predictions: Sequence[list[str]]) -> dict[str, Any]:
-    gold = [list(example.tags or ()) for example in examples]
-    scheme = tag_schemes.detect_scheme(gold)
-    if scheme is None:
-        flat = [[tag for tags in side for tag in tags] for side in (gold, predictions)]
-        return {"accuracy": metrics.accuracy(*flat), "words": len(flat[0])}
-    wanted: metrics.Scheme = "bioes" if scheme == "bioes" else "bio"
-    if scheme != wanted:
-        gold, predictions = ([list(tag_schemes.convert(tags, wanted)) for tags in side] for side in (gold, predictions))
-    return dataclasses.asdict(metrics.spans(gold, predictions, scheme=wanted))
+    """Spans as conlleval counts them, whatever the schemes of the two sides, if either has spans; else accuracy."""
+    sides = (_tags(examples), predictions)
+    if all(tag_schemes.detect_scheme(side) is None for side in sides):
+        gold, guessed = ([tag for tags in side for tag in tags] for side in sides)
+        return {"accuracy": metrics.accuracy(gold, guessed), "words": len(gold)}
+    gold_tags, guessed_tags = ([list(tag_schemes.convert(tags, "bio")) for tags in side] for side in sides)
+    return dataclasses.asdict(metrics.spans(gold_tags, guessed_tags))
+
+
+def _write_tags(predicted: Tagged, file: TextIO, _: int) -> None:
+    write_sentences(predicted, file)
 
 
 # ---- classifier -----------------------------------------------------------------------------------------------------
@@ -218,12 +249,26 @@ def _open_labelled(sources: list[str], settings: ClassifierData, common: dict[st
     return read_labelled(sources, format=settings.format, header=settings.header, **columns, **common)
 
 
+def _labelled(given: Any) -> Labelled:
+    if isinstance(given, Labelled):
+        return given
+    if isinstance(given, str):
+        return Labelled(given)
+    if _are_texts(given):
+        return Labelled(*given)
+    raise _unfit("a text, or a pair of text and class", given)
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(one, str) for one in given)
+
+
 def _score_labels(examples: Sequence[Labelled], predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     gold = [str(example.label) for example in examples]
     return dataclasses.asdict(metrics.classification(gold, [each["label"] for each in predictions]))
 
 
-def _write_labels(predicted: Tagged, file: TextIO) -> None:
+def _write_labels(predicted: Tagged, file: TextIO, _: int) -> None:
     """A line for each text: its class, and the probability of every class, the likeliest first."""
     for _, prediction in predicted:
         ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
@@ -238,21 +283,39 @@ def _open_pairs(sources: list[str], settings: TranslatorData, common: dict[str, 
     return read_pairs(sources, format=settings.format, header=settings.header, **columns, **common)
 
 
+def _pair(given: Any) -> Pair:
+    if isinstance(given, Pair):
+        return given
+    if isinstance(given, str):
+        return Pair(given)
+    if _are_texts(given):
+        return Pair(*given)
+    raise _unfit("a text, or a pair of source and target", given)
+
+
 def _score_translations(examples: Sequence[Pair], predictions: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
-    references: dict[str, list[str]] = {}  # all that are known of a source count
-    for example in examples:
+    """BLEU and chrF line by line, as sacrebleu has them of two files.
+
+    Where sources come more than once, also with each source once, and all of its targets as references: ``bleu_multi``
+    and ``chrf_multi``.
+    """
+    texts = [prediction[0]["text"] for prediction in predictions]
+    found = dataclasses.asdict(metrics.translation(texts, [str(example.target) for example in examples]))
+    references: dict[str, list[str]] = {}
+    hypotheses: dict[str, str] = {}
+    for example, text in zip(examples, texts, strict=True):
         references.setdefault(example.source, []).append(str(example.target))
-    first = {example.source: place for place, example in reversed(list(enumerate(examples)))}
-    sources = sorted(first, key=lambda source: first[source])
-    hypotheses = [predictions[first[source]][0]["text"] for source in sources]
-    found = dataclasses.asdict(metrics.translation(hypotheses, [references[source] for source in sources]))
-    return {**found, "sources": len(sources), "pairs": len(examples)}
+        hypotheses.setdefault(example.source, text)
+    if len(references) < len(examples):
+        multi = metrics.translation(list(hypotheses.values()), list(references.values()))
+        found |= {"bleu_multi": multi.bleu, "chrf_multi": multi.chrf}
+    return {**found, "sources": len(references), "pairs": len(examples)}
 
 
-def _write_translations(predicted: Tagged, file: TextIO) -> None:
-    """The best translation of each line; of several, number, text and score in columns."""
+def _write_translations(predicted: Tagged, file: TextIO, n_best: int) -> None:
+    """The best translation of each line; where several are asked for, number, text and score in columns."""
     for number, (_, found) in enumerate(predicted):
-        if len(found) == 1:
+        if n_best == 1:
             print(found[0]["text"], file=file, flush=True)
             continue
         for each in found:
@@ -269,10 +332,9 @@ def _open_questions(sources: list[str], settings: ReaderData, common: dict[str, 
 def _question(given: Any) -> Question:
     if isinstance(given, Question):
         return given
-    if isinstance(given, tuple) and len(given) == 2:
-        question, context = map(str, given)
-        return Question("", question, context)
-    raise UserError(f"expected a question, or a pair of question and context, got {type(given).__name__}")
+    if _are_texts(given):
+        return Question("", *given)
+    raise _unfit("a question, or a pair of question and context", given)
 
 
 def _score_answers(examples: Sequence[Question], predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -280,10 +342,10 @@ def _score_answers(examples: Sequence[Question], predictions: Sequence[dict[str,
     return dataclasses.asdict(metrics.reading(gold, [each["answer"] for each in predictions]))
 
 
-def _write_answers(predicted: Tagged, file: TextIO) -> None:
-    """A line for each question: its id and the answer."""
+def _write_answers(predicted: Tagged, file: TextIO, _: int) -> None:
+    """A line for each question: its id and the answer, in which white space is one space."""
     for question, prediction in predicted:
-        print(question.id, prediction["answer"], sep="\t", file=file, flush=True)
+        print(question.id, " ".join(prediction["answer"].split()), sep="\t", file=file, flush=True)
 
 
 # ---- transcriber ----------------------------------------------------------------------------------------------------
@@ -295,7 +357,12 @@ def _open_recordings(sources: list[str], settings: TranscriberData, common: dict
 
 
 def _recording(given: Any) -> Recording:
-    return given if isinstance(given, Recording) else Recording(str(given), Path(given))
+    if isinstance(given, Recording):
+        return given
+    path, transcript = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if isinstance(path, str | Path) and isinstance(transcript, str | None):
+        return Recording(str(path), Path(path), transcript)
+    raise _unfit("the path of a recording, or a pair of path and transcript", given)
 
 
 def _score_transcripts(examples: Sequence[Recording], predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -303,13 +370,17 @@ def _score_transcripts(examples: Sequence[Recording], predictions: Sequence[dict
     return dataclasses.asdict(found)
 
 
-def _write_transcripts(predicted: Tagged, file: TextIO) -> None:
-    """A line for each recording: its name and what it says."""
+def _write_transcripts(predicted: Tagged, file: TextIO, n_best: int) -> None:
+    """A line for each recording: its name and what it says; where several are asked for, the score as well."""
     for recording, prediction in predicted:
-        print(recording.name, prediction["text"], sep="\t", file=file, flush=True)
+        if n_best == 1:
+            print(recording.name, prediction["text"], sep="\t", file=file, flush=True)
+            continue
+        for each in prediction.get("alternatives") or [{"text": prediction["text"], "score": prediction["log_prob"]}]:
+            print(recording.name, each["text"], f"{each['score']:.4f}", sep="\t", file=file, flush=True)
 
 
-def write_json(predicted: Tagged, file: TextIO) -> None:
+def write_json(predicted: Tagged, file: TextIO, _: int = 1) -> None:
     """A line of JSON for each prediction, whatever the task."""
     for _, prediction in predicted:
         print(json.dumps(prediction, ensure_ascii=False), file=file, flush=True)
@@ -324,9 +395,13 @@ TASKS = {
         open=_open_sentences,
         key=lambda example: " ".join(example.words),
         example=_sentence,
+        known=lambda example: example.tags is not None,
+        reads=lambda example: example.words,
         score=_score_tags,
+        check=_check_tags,
         metric=("f1", "accuracy"),
-        write=write_sentences,
+        write=_write_tags,
+        training={"batch_size": 32, "batch_tokens": 4096, "learning_rate": 3e-3},
     ),
     "classifier": Task(
         title="classifier",
@@ -335,11 +410,13 @@ TASKS = {
         model=Classifier,
         open=_open_labelled,
         key=lambda example: example.text,
-        example=lambda given: given if isinstance(given, Labelled) else Labelled(given),
+        example=_labelled,
+        known=lambda example: example.label is not None,
+        reads=lambda example: example.text,
         score=_score_labels,
         metric=("accuracy",),
         write=_write_labels,
-        training={"batch_size": 32, "learning_rate": 2e-3},
+        training={"batch_size": 32, "batch_tokens": 8192, "learning_rate": 2e-3},
     ),
     "translator": Task(
         title="translator",
@@ -348,12 +425,15 @@ TASKS = {
         model=Translator,
         open=_open_pairs,
         key=lambda example: example.source,
-        example=lambda given: given if isinstance(given, Pair) else Pair(given),
+        example=_pair,
+        known=lambda example: example.target is not None,
+        reads=lambda example: example.source,
         score=_score_translations,
+        check=lambda examples: metrics.require("sacrebleu"),
         metric=(),
         write=_write_translations,
-        training={"batch_size": 128, "learning_rate": 2e-3},
-        decoding=("beam", "n_best", "length_penalty"),
+        training={"batch_size": 128, "batch_tokens": 4096, "learning_rate": 2e-3},
+        decoding=("beam", "n_best", "length_penalty", "max_length"),
     ),
     "reader": Task(
         title="reader",
@@ -361,11 +441,14 @@ TASKS = {
         settings=ReaderSettings,
         model=Reader,
         open=_open_questions,
-        key=lambda example: example.context.partition("\n")[0],  # a story grows from question to question
+        key=lambda example: example.story or example.context,
         example=_question,
+        known=lambda example: True,  # no answer is one, too
+        reads=lambda example: (example.question, example.context),
         score=_score_answers,
         metric=("exact_match",),
         write=_write_answers,
+        training={"batch_size": 32, "batch_tokens": 16384, "learning_rate": 3e-3},
     ),
     "transcriber": Task(
         title="transcriber",
@@ -375,9 +458,12 @@ TASKS = {
         open=_open_recordings,
         key=lambda example: example.name,
         example=_recording,
+        known=lambda example: example.transcript is not None,
+        reads=lambda example: example.path,
         score=_score_transcripts,
         metric=("-cer",),
         write=_write_transcripts,
-        decoding=("beam", "language_model", "lm_weight", "word_bonus"),
+        training={"batch_size": 32, "batch_tokens": 20000, "learning_rate": 3e-3},
+        decoding=("beam", "n_best", "language_model", "lm_weight", "word_bonus"),
     ),
 }

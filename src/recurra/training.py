@@ -37,6 +37,7 @@ from recurra.optimization import (
 )
 
 __all__ = [
+    "LIMITS",
     "Diverged",
     "ExampleTrainingSettings",
     "Progress",
@@ -48,6 +49,21 @@ __all__ = [
 ]
 
 STATE = "state.safetensors"
+
+# What may be told anew on resuming: how long to go on and where, but nothing that the steps made so far depend on.
+LIMITS = frozenset(
+    {
+        "epochs",
+        "max_steps",
+        "max_minutes",
+        "early_stopping",
+        "save_every",
+        "log_every",
+        "device",
+        "threads",
+        "tensorboard",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +91,26 @@ class TrainerSettings:
     save_every: float = setting(60.0, "seconds between saves of the run's state", minimum=0)
     log_every: int = setting(50, "steps between lines of the log", minimum=1)
     precision: str = setting("auto", "of the products", choices=("auto", "float32", "bfloat16"))
-    device: str = setting("auto", "where to train: auto, cpu, cuda, mps")
+    device: str = setting("auto", "where to train: auto, cpu, cuda, cuda:1, mps")
     threads: int | None = setting(None, "threads of the CPU", minimum=1)
     seed: int = setting(1, "of every random choice", minimum=0, maximum=2**53)
     tensorboard: bool = setting(False, "write TensorBoard events too")
 
-    def check_end(self) -> None:
-        """Refuse settings under which training would never end."""
-        if not (self.epochs or self.max_steps or self.max_minutes is not None):
-            raise UserError("training has no end: give epochs, max_steps or max_minutes")
+    @property
+    def bounded(self) -> bool:
+        """Whether it is known beforehand when training ends, so that schedules can go by how much of it is over."""
+        return bool(self.epochs or self.max_steps or self.max_minutes is not None)
+
+    def check_end(self, *, validated: bool = False) -> None:
+        """Refuse settings under which training would never end.
+
+        Args:
+            validated: whether there is validation data, so that early stopping is an end, too.
+        """
+        if not (self.bounded or (self.early_stopping and validated)):
+            raise UserError(
+                "training has no end: give epochs, max_steps or max_minutes, or early_stopping and validation data"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +157,7 @@ class Progress:
         learning_rate: at this step.
         valid: validation loss in nats per token, where this report is one of an evaluation.
         score: of the validation data then, where the trainer was given a way to tell; the higher the better.
+        score_name: what it is; a minus before it says that the sign was changed.
     """
 
     step: int
@@ -142,10 +170,11 @@ class Progress:
     learning_rate: float
     valid: float | None = None
     score: float | None = None
+    score_name: str = "score"
 
     def to_mapping(self) -> dict[str, float]:
         """As a line of the log."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and name != "score_name"}
 
 
 Watcher = Callable[[Progress], None]
@@ -180,7 +209,8 @@ class Trainer:
 
     The loss of a step is the mean over the tokens of the whole batch, on however many ranks it lies; every rank makes
     the same update. The random numbers of a step depend on seed, step and rank alone, the order of the batches on seed
-    and epoch: a resumed run goes on exactly as it would have.
+    and epoch: a resumed run goes on exactly as it would have. Where only early stopping ends a run, nobody knows how
+    much of it is over, and the learning rate has no schedule but that of a plateau.
 
     Args:
         model: ``model(batch, state) -> (LossSum, state)`` is its training loss; ``model.detach(state)`` cuts the graph.
@@ -188,8 +218,9 @@ class Trainer:
         batches: from an epoch's number to its batches, this rank's part of them: :class:`recurra.text.batches.Batch` or
             whatever else has ``tokens`` and ``to(device)`` and is what the model takes.
         valid: batches of validation data, this rank's part; empty for none.
-        score: how good the model is on it, the higher the better, the same on every rank: where given, the best model
-            is the one with the highest score, and not the one with the lowest loss.
+        score: what is measured and how good the model is by it on validation data, the higher the better: where given,
+            the best model is the one with the highest score, and not the one with the lowest loss. The writing rank
+            alone is asked.
         carry_state: whether the state goes on from batch to batch within an epoch (contiguous streams).
         directory: where the log and the state of the run are kept; ``None`` keeps nothing.
         keep: is called, on the writing rank, whenever the model is the best so far: writes its weights.
@@ -203,7 +234,7 @@ class Trainer:
         batches: Callable[[int], Sequence[Any]],
         *,
         valid: Sequence[Any] = (),
-        score: Callable[[], float] | None = None,
+        score: Callable[[], tuple[str, float]] | None = None,
         carry_state: bool = True,
         directory: Path | None = None,
         keep: Callable[[], None] | None = None,
@@ -212,7 +243,7 @@ class Trainer:
         self.model, self.settings, self.batches, self.valid, self.score = model, settings, batches, valid, score
         self.carry_state, self.directory, self.keep, self.watch = carry_state, directory, keep, watch
         self.device = next(model.parameters()).device
-        settings.check_end()
+        settings.check_end(validated=len(valid) > 0)
         check_support(settings, self.device)
         default_rate = LEARNING_RATES[settings.optimizer]
         self.learning_rate = default_rate if settings.learning_rate is None else settings.learning_rate
@@ -286,10 +317,11 @@ class Trainer:
                 )
                 due = len(self.valid) > 0 and bool(self._agree(float(due)))
                 if due or run.step % settings.log_every == 0:
-                    valid, score = self._evaluated() if due else (None, None)
+                    found = self._evaluated() if due else (None, None, "score")
                     fraction = self._fraction(len(epoch_batches))
-                    self._report(self._progress(fraction, learning_rate, norm, valid, score), log)
+                    self._report(self._progress(fraction, learning_rate, norm, found), log)
                     last_time = time.monotonic()
+                    valid, score, _ = found
                     if valid is not None:
                         evaluation_cost, last_evaluation = last_time - now, last_time
                         run.seconds += evaluation_cost
@@ -309,6 +341,8 @@ class Trainer:
         if state is not None:
             state = self.model.detach(state)  # type: ignore[operator]  # truncated BPTT: gradients stop at the chunk's start
         tokens = int(distributed.sum_over_ranks(torch.tensor(batch.tokens)))
+        if not tokens:  # nothing is to be predicted, so there is nothing to learn
+            return 0.0, 0, 0.0
         self.optimizer.zero_grad()
         with self._autocast():
             loss, state = self.model(batch, state)
@@ -334,15 +368,19 @@ class Trainer:
                 state = state if self.carry_state else None
                 total += LossSum(loss.nats.cpu().double(), loss.tokens)
         sums = distributed.sum_over_ranks(torch.tensor([float(total.nats), total.tokens], dtype=torch.float64))
+        if not sums[1]:
+            raise ValueError("expected validation data in which something is to be predicted, there is nothing")
         return float(sums[0] / sums[1])
 
-    def _evaluated(self) -> tuple[float, float | None]:
-        """Loss and score on the validation data."""
-        loss = self.evaluate()
+    def _evaluated(self) -> tuple[float, float | None, str]:
+        """Loss and score on the validation data, and what the score is."""
+        loss, name, value = self.evaluate(), "score", 0.0
         if self.score is None:
-            return loss, None
-        with self._averaged(), evaluating(self.model), torch.no_grad():
-            return loss, self.score()
+            return loss, None, name
+        if distributed.is_writer():
+            with self._averaged(), evaluating(self.model), torch.no_grad():
+                name, value = self.score()
+        return loss, self._agree(value), name
 
     # ---- what a run decides ---------------------------------------------------------------------------------------
 
@@ -362,7 +400,9 @@ class Trainer:
 
     def _set_learning_rate(self, fraction: float) -> float:
         settings = self.settings
-        factor = self.plateau.scale * schedule_factor(settings.schedule, fraction, settings.warmup)
+        factor = self.plateau.scale
+        if settings.bounded:
+            factor *= schedule_factor(settings.schedule, fraction, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group.get("rate", self.learning_rate)  # some parameters have a rate of their own
         return factor * self.learning_rate
@@ -397,7 +437,7 @@ class Trainer:
                 self.keep()
 
     def _progress(
-        self, fraction: float, rate: float, norm: float | None, valid: float | None, score: float | None
+        self, fraction: float, rate: float, norm: float | None, found: tuple[float | None, float | None, str]
     ) -> Progress:
         """What there is to report; the means are over the steps since the last report, and begin anew."""
         run = self.run_state
@@ -412,16 +452,17 @@ class Trainer:
             loss=nats / tokens if tokens else None,
             gradient_norm=norm,
             learning_rate=rate,
-            valid=valid,
-            score=score,
+            valid=found[0],
+            score=found[1],
+            score_name=found[2],
         )
 
     def _end(self, log: IO[str] | None) -> None:
         """Validate once more where the run is over, keep what must be kept, save."""
         run = self.run_state
         if run.finished and self.valid and run.validated_step != run.step:
-            loss, score = self._evaluated()
-            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, loss, score), log)
+            loss, score, _ = found = self._evaluated()
+            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, found), log)
             self._validated(loss if score is None else -score)
         if not run.saved_best or not self.valid:
             self._keep()

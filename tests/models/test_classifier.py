@@ -208,6 +208,27 @@ class TestUnits:
         assert codec.kind == "whitespace"
         assert codec.units(examples[1].text) == ["well-made", "e.g.", "this", ",", "so", "bad", "."]
 
+    def test_what_comes_uncut_is_cut_at_words_that_are_unknown(self):
+        examples = [Labelled("it 's good , really .", "good"), Labelled("well-made e.g. this , so bad .", "bad")]
+        model = made(examples)
+        codec = model.codec
+        assert codec.units("Good, well-made (so bad). e.g. zoo-zoo") == [
+            "Good", ",", "well-made", "(", "so", "bad", ")", ".", "e.g.", "zoo-zoo"
+        ]  # fmt: skip
+        close(*predictions(model, [Labelled("It 's good , really ."), Labelled("It 's good, really.")]))
+        assert codec.summary() == "texts: cut into words already; 2 labels, the most frequent 'bad'"
+        assert made(units="characters").codec.summary().startswith("texts: cut into characters; 2 labels")
+
+    def test_pretrained_vectors(self, tmp_path):
+        (tmp_path / "v").write_text("good 1 2\nmoon 9 9\n")
+        model = made(vectors=str(tmp_path / "v"), word_size=None)
+        assert "pretrained vectors: of 15.4% of the training" in model.codec.summary()  # twice in 13
+        codec = ClassifierCodec.from_mapping(json.loads(json.dumps(model.codec.to_mapping())))
+        codec.reload(model.settings)
+        with torch.no_grad():
+            found = Classifier(model.settings, codec).eval().words(batch_of(model, [Labelled("Good moon")]))
+        assert found[:, 0].tolist() == [[1, 2], [9, 9]]
+
     def test_characters_and_byte_pairs(self):
         assert made(units="characters").codec.units("ab c") == ["a", "b", " ", "c"]
         codec = made(units="byte-pairs").codec
@@ -254,6 +275,11 @@ class TestStreams:
             for one, other in zip(found, whole, strict=True):
                 close(one, other)
 
+    def test_a_step_is_one_unit(self):
+        model = made(bidirectional=False)
+        with pytest.raises(ValueError, match=r"expected examples of one word each, got lengths \[1, 0\]"):
+            model.step(batch_of(model, [Labelled("good"), Labelled("")]), model.start(2))
+
     @pytest.mark.parametrize(
         ("changes", "why"),
         [({}, "bidirectional"), ({"bidirectional": False, "passes": 2}, "reads its input twice")],
@@ -276,6 +302,10 @@ class TestBadData:
     def test_nothing_to_learn_from(self, examples, message):
         with pytest.raises(UserError, match=message):
             made(examples)
+
+    def test_options_that_are_not_there(self):
+        with pytest.raises(TypeError, match="atention"):
+            predictions(made(), TEXTS, atention=True)
 
     def test_targets_that_are_not_there(self):
         with pytest.raises(UserError, match="got none for 'xyz'"):

@@ -353,8 +353,27 @@ class TestOddInput:
             ReaderCodec.build(examples, dataclasses.replace(SMALL, answer="span"))
         with pytest.raises(UserError, match="got 'No' at 1"):
             ReaderCodec.build([Question("q3", "Why?", "No.", (Answer("No", 1),))], SMALL)
-        with pytest.raises(UserError, match="question q3: the answer ' ' has neither word nor sign"):
-            ReaderCodec.build([Question("q3", "Why?", "No no", (Answer(" ", 2),))], SMALL)
+
+    def test_answers_that_are_not_in_their_place_are_passed_over_and_counted(self):
+        wrong = [
+            Question("q1", "Why?", "No no", (Answer("no", 1),)),
+            Question("q2", "Why?", "No no", (Answer(" ", 2),)),
+            Question("q3", "Why?", "No no", (Answer("no", None),)),
+            Question("q4", "Why?", "No no", (Answer("o", -1),)),
+        ]
+        right = made("span", 6)
+        model = model_of(SMALL, [*wrong, *right])
+        assert model.codec.answer == "span"
+        assert model.codec.summary() is None
+        encoded = [model.codec.encode(example) for example in [*wrong, *right]]
+        assert [one.targets for one in encoded] == [0] * 4 + [1] * 6
+        assert model.codec.summary().endswith("not where they are said to be: 4")
+        whole, _ = model(collate(encoded))
+        kept, _ = model(collate(encoded[4:]))
+        torch.testing.assert_close(whole.nats, kept.nats)
+        assert whole.tokens == kept.tokens
+        nothing, _ = model(collate(encoded[:4]))
+        assert (nothing.nats.item(), nothing.tokens) == (0, 0)
 
     def test_spans_may_be_learnt_as_words(self):
         settings, codec = settled(dataclasses.replace(SMALL, answer="word"), made("span", 5))

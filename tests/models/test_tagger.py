@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from recurra.config import UserError
+from recurra.models import words
 from recurra.models.protocol import evaluating
 from recurra.models.tagger import Tagger, TaggerCodec, TaggerSettings
 from recurra.models.words import UNSCORED
@@ -98,6 +100,10 @@ class TestSettling:
         assert made(ENTITIES).settings.output == "crf"
         assert made(ENTITIES, output="softmax").settings.output == "softmax"
         assert made(word_size=None).settings.word_size == 100
+
+    def test_connections_chosen_are_saved(self):
+        assert made(layers=4).settings.connections == "residual"
+        assert made().settings.connections == "plain"
 
 
 class TestLearning:
@@ -242,13 +248,56 @@ class TestWords:
     def test_spellings_kept_are_forgotten_when_a_parameter_changes(self):
         model = made()
         before = predictions(model, NEW, probabilities=True)
-        assert model.words._kept
+        assert model.words._kept.vectors
         assert predictions(model, NEW, probabilities=True) == before
         with torch.no_grad():
             model.words.characters.projection.weight.add_(1.0)
         after = predictions(model, NEW, probabilities=True)
         assert after[1]["probabilities"] != before[1]["probabilities"]
         assert after == predictions(copy.deepcopy(model), NEW, probabilities=True)
+
+    def test_spellings_kept_are_forgotten_in_training(self):
+        model = made()
+        predictions(model, NEW)
+        train(model, PLAIN, 2)  # in which no word is unseen, and fused Adam does not tell that it changed a parameter
+        after = predictions(model, NEW, probabilities=True)
+        assert after == predictions(copy.deepcopy(model), NEW, probabilities=True)
+
+    def test_as_many_spellings_are_kept_as_are_allowed(self, monkeypatch):
+        monkeypatch.setattr(words, "KEPT_WORDS", 3)
+        model = made()
+
+        def kept(*unseen):
+            before = set(model.words._kept.vectors)
+            with torch.no_grad():
+                found = model.words._spell(unseen)
+            torch.testing.assert_close(found, model.words.characters.spell(unseen))
+            after = set(model.words._kept.vectors)
+            return before & after, after - before
+
+        assert kept("qa", "qb") == (set(), {"qa", "qb"})
+        assert kept("qa", "qb", "qc") == ({"qa", "qb"}, {"qc"})  # what is kept already does not count again
+        assert kept("qa", "qb", "qc") == ({"qa", "qb", "qc"}, set())
+        assert kept("qa", "qd") == (set(), {"qd"})
+        assert len(kept("qe", "qf", "qg", "qh", "qi")[1]) == 3
+
+    def test_threads_share_the_spellings_kept(self, monkeypatch):
+        monkeypatch.setattr(words, "KEPT_WORDS", 5)
+        model = made()
+        names = [f"q{number}" for number in range(20)]
+        with torch.no_grad():
+            wanted = {name: model.words.characters.spell([name])[0] for name in names}
+
+        def ask(seed):
+            draw = random.Random(seed)
+            with torch.no_grad():
+                for _ in range(30):
+                    some = draw.sample(names, 4)
+                    found = model.words._spell(some)
+                    torch.testing.assert_close(found, torch.stack([wanted[name] for name in some]))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(4)))
 
     def test_long_unseen_words_are_cut_as_those_that_were_seen(self):
         long = "ab" * 40
@@ -286,32 +335,78 @@ class TestPretrained:
     @pytest.fixture
     def file(self, tmp_path):
         path = tmp_path / "vectors.txt"
-        path.write_text("the 1 2 3\ndog -1 0 1\nmoon 9 9 9\n<unk> 5 5 5\n")
+        path.write_bytes(b"the 1 2 3\ndog -1 0 1\n\xff\xfe 1 1 1\nMars 8 8 8\nmoon 9 9 9\n<unk> 5 5 5\nsun 7 7 7\n")
         return path
+
+    @staticmethod
+    def vectors(model, *words):
+        with torch.no_grad():
+            return model.words(batch_of(model, [Sentence(words)]))[:, 0, :3].clone()
 
     @pytest.mark.parametrize("tune", [False, True])
     def test_frozen_or_trained(self, file, tune):
-        model = made(vectors=str(file), tune_vectors=tune, word_size=None, word_dropout=0.0, rare_word_dropout=0.0)
+        plain = {"word_size": None, "word_dropout": 0.0, "rare_word_dropout": 0.0}
+        model = made(vectors=str(file), tune_vectors=tune, **plain)
         assert model.settings.word_size == 3
         assert model.codec.words.covered_share == pytest.approx(5 / 9)  # the, 3 times, and dog, twice
-        sentence = [Sentence(("the", "dog", "cat", "moon"))]
-
-        def vectors():
-            with torch.no_grad():
-                return model.words(batch_of(model, sentence))[:, 0, :3].clone()
-
-        before = vectors()
+        assert "of 55.6% of the training text's words, and of 3 that it has not" in model.codec.summary()
+        before = self.vectors(model, "the", "dog", "cat", "moon", "Sun", "venus", "<unk>")
         assert before[:2].tolist() == [[1, 2, 3], [-1, 0, 1]]
-        assert before[3].tolist() == [0, 0, 0]  # not <unk> of the file
+        assert before[3:5].tolist() == [[9, 9, 9], [7, 7, 7]]  # training had neither
+        assert before[5:].tolist() == [[0, 0, 0]] * 2  # not <unk> of the file
         train(model, PLAIN, 3)
-        after = vectors()
+        after = self.vectors(model, "the", "dog", "cat", "moon", "Sun")
         assert torch.equal(before[:2], after[:2]) != tune
         assert not torch.equal(before[2], after[2])
+        assert torch.equal(before[3:5], after[3:])
         file.unlink()  # it is needed no more
         codec = TaggerCodec.from_mapping(json.loads(json.dumps(model.codec.to_mapping())))
         other = Tagger(model.settings, codec).eval()
         other.load_tensors(model.tensors())
-        assert predictions(other, PLAIN, probabilities=True) == predictions(model, PLAIN, probabilities=True)
+        sentences = [*PLAIN, Sentence(("moon", "venus"))]
+        assert predictions(other, sentences, probabilities=True) == predictions(model, sentences, probabilities=True)
+
+    @pytest.mark.parametrize("tune", [False, True])
+    def test_read_anew_they_are_those_of_the_first_time(self, file, tune):
+        model = made(vectors=str(file), tune_vectors=tune, word_size=None)
+        codec = TaggerCodec.from_mapping(json.loads(json.dumps(model.codec.to_mapping())))
+        with torch.device("meta"):
+            assert Tagger(model.settings, codec).parameters_count == model.parameters_count
+            assert Tagger(model.settings, model.codec).parameters_count == model.parameters_count
+        assert not self.vectors(Tagger(model.settings, codec).eval(), "moon").any()
+        codec.reload(model.settings)
+        torch.manual_seed(0)
+        again = Tagger(model.settings, codec).eval()
+        for one, other in zip(model.tensors().values(), again.tensors().values(), strict=True):
+            assert torch.equal(one, other)
+        for changed in (("moon", "noon"), ("dog", "cow")):
+            file.write_bytes(file.read_bytes().replace(*(word.encode() for word in changed)))
+            with pytest.raises(UserError, match="no longer has the words that it had; train anew"):
+                codec.reload(model.settings)
+            file.write_bytes(file.read_bytes().replace(*(word.encode() for word in reversed(changed))))
+
+    def test_frozen_numbers_are_not_learnt(self, file):
+        frozen = made(vectors=str(file), word_size=None)
+        assert frozen.parameters_count == made(word_size=3).parameters_count
+        empty = collate([])
+        loss, _ = frozen(empty)
+        loss.nats.backward()  # of a process without an example
+        assert loss.tokens == 0
+
+    def test_further_words_as_many_as_asked_for(self, file):
+        def known(**changes):
+            return list(made(vectors=str(file), word_size=None, **changes).codec.words.further)
+
+        assert known(vector_words=0) == []
+        assert known(vector_words=2) == ["\ufffd\ufffd", "moon"]
+        assert known(lowercase=False) == ["\ufffd\ufffd", "Mars", "moon", "sun"]  # in small letters none asks for Mars
+
+    def test_words_too_rare_for_a_vector_of_their_own_have_that_of_the_file(self, file):
+        file.write_text("barks 4 4 4\nmoon 9 9 9\n")
+        model = made(vectors=str(file), word_size=None, min_count=2)
+        assert model.codec.words.further == {"barks": 1, "moon": 0}
+        assert model.codec.words.covered_share == pytest.approx(1 / 9)
+        assert self.vectors(model, "barks").tolist() == [[4, 4, 4]]
 
     def test_sizes_that_differ(self, file):
         with pytest.raises(UserError, match="expected vectors of 6 features, got 3"):
@@ -325,11 +420,33 @@ class TestSpans:
         ]  # fmt: skip
         assert made(ENTITIES).codec.tags == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
+    @pytest.mark.parametrize("given", ["iob1", "bio", "bioes", "bilou"])
+    @pytest.mark.parametrize("types", [True, False])
     @pytest.mark.parametrize("scheme", ["keep", "bio", "bioes"])
-    def test_encoded_and_decoded_tags_are_the_same(self, scheme):
-        codec = made(ENTITIES, scheme=scheme).codec
-        for sentence in ENTITIES:
+    def test_encoded_and_decoded_tags_are_the_same(self, scheme, types, given):
+        tags = [convert(one.tags, "bio") for one in ENTITIES]
+        if not types:
+            tags = [tuple(tag[0] for tag in one) for one in tags]
+        sentences = [Sentence(one.words, convert(own, given)) for one, own in zip(ENTITIES, tags, strict=True)]
+        model = made(sentences, scheme=scheme)
+        codec = model.codec
+        assert codec.scheme == given
+        assert codec.summary() == f"tags: of spans, in {given}"
+        for sentence in sentences:
             assert codec.decode(codec.encode(sentence).arrays["tags"].tolist()) == list(sentence.tags)
+        model.loss(batch_of(model, sentences, targets=True))  # the CRF has nothing against them
+
+    def test_a_mistyped_tag_counts_as_outside_and_is_said(self):
+        typos = [Sentence(("Bob", "Lee", "left"), ("B_PER", "I-PER", "O")), Sentence(("Bo",), ("PER",))]
+        model = made([*ENTITIES * 12, *typos])
+        codec = model.codec
+        assert codec.scheme == "iob1"
+        assert codec.tags == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+        tags = [[codec.tags[number] for number in codec.encode(one).arrays["tags"]] for one in typos]
+        assert tags == [["O", "I-PER", "O"], ["O"]]
+        said = "iob1; 2 are not valid there and are read as others: B_PER as O, PER as O"
+        assert codec.summary() == f"tags: of spans, in {said}"
+        assert made().codec.summary() == "tags: 3 kinds, not of spans (such as DET)"
 
     def test_tags_that_are_not_valid_are_repaired(self):
         examples = [Sentence(("a", "b", "c"), ("B-X", "O", "I-X")), Sentence(("a", "b"), ("B-X", "B-X"))]
@@ -353,7 +470,7 @@ class TestSpans:
             return np.mean([tuple(tags) == convert(tags, "bio") for tags in found])
 
         assert share() == 1
-        if output == "softmax" and scheme == "keep":
+        if scheme == "keep":
             assert share(constrained=False) < 1
 
     def test_probabilities_are_of_the_tags_learnt(self):
@@ -378,6 +495,42 @@ class TestStreams:
                 found.append(tags)
         assert [list(tags) for tags in zip(*found, strict=True)] == predictions(model, sentences)
 
+    @pytest.mark.parametrize("scheme", ["bio", "iob1"])
+    @pytest.mark.parametrize("constrained", [True, False])
+    def test_tags_of_spans_follow_one_another_as_their_scheme_has_it(self, scheme, constrained):
+        examples = [dataclasses.replace(one, tags=convert(one.tags, scheme)) for one in ENTITIES]
+        model = made(examples, bidirectional=False, output="softmax", constrained=constrained)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(5)
+        columns = [random.Random(seed).choices("abcdefg", k=9) for seed in range(20)]
+        rows, found = list(zip(*columns, strict=True)), []
+        with torch.no_grad():
+            state = model.start(20)
+            for words in rows:
+                tags, state = model.step(batch_of(model, [Sentence((word,)) for word in words]), state)
+                found.append(tags)
+        found = [list(tags) for tags in zip(*found, strict=True)]
+        valid = [tags == list(convert(tags, scheme)) for tags in found]
+        if not constrained:
+            assert not all(valid)
+            assert found == predictions(model, [Sentence(tuple(words)) for words in columns])
+            return
+        assert all(valid)
+        likeliest = predictions(model, [Sentence(tuple(words)) for words in columns], probabilities=True)
+        for tags, prediction in zip(found, likeliest, strict=True):  # each the best of those that may follow
+            for place, tag in enumerate(tags):
+                shares = prediction["probabilities"][place]
+                may = [one for one in shares if list(convert([*tags[:place], one], scheme)) == [*tags[:place], one]]
+                assert tag == max(may, key=shares.get)
+
+    def test_a_step_is_one_word(self):
+        model = made(bidirectional=False)
+        state = model.start(2)
+        for several in ((), ("the", "dog")):
+            with pytest.raises(ValueError, match="expected examples of one word each"):
+                model.step(batch_of(model, [Sentence(("the",)), Sentence(several)]), state)
+
     @pytest.mark.parametrize(
         ("changes", "why"),
         [
@@ -390,6 +543,13 @@ class TestStreams:
     def test_what_cannot_stream_says_why(self, changes, why):
         with pytest.raises(UserError, match=why):
             made(ENTITIES, **changes).start(1)
+
+    def test_where_a_span_ends_depends_on_what_comes(self):
+        examples = [dataclasses.replace(one, tags=convert(one.tags, "bioes")) for one in ENTITIES]
+        one_way = {"bidirectional": False, "output": "softmax"}
+        with pytest.raises(UserError, match=r"a bioes tag says whether its span ends.*--no-constrained"):
+            made(examples, **one_way).start(1)
+        made(examples, constrained=False, **one_way).start(1)
 
 
 class TestBadData:
@@ -413,6 +573,10 @@ class TestBadData:
     def test_a_scheme_for_tags_that_are_no_spans(self):
         with pytest.raises(UserError, match=r"scheme bio is for tags of spans.*got DET"):
             made(scheme="bio")
+
+    def test_options_that_are_not_there(self):
+        with pytest.raises(TypeError, match="probabilites"):
+            predictions(made(), PLAIN, probabilites=True)
 
     def test_tensors_of_other_sizes(self):
         with pytest.raises(UserError, match=r"expected .* by the settings"):

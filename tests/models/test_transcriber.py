@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from recurra.config import UserError, from_mapping, to_mapping
 from recurra.models.transcriber import Transcriber, TranscriberCodec, TranscriberSettings
 from recurra.nn.ctc import BLANK
+from recurra.text.documents import Document, Text
 from recurra.text.examples import Encoded, ExampleBatch, ExampleBatches, collate
-from recurra.text.features import strokes
+from recurra.text.features import FeatureSettings, strokes
 from recurra.text.readers import Recording
-from recurra.text.tokenizer import CharacterTokenizer, WordTokenizer
+from recurra.text.tokenizer import CharacterTokenizer, TokenizerSettings, WordTokenizer, build_tokenizer
 from recurra.text.vocabulary import SPECIAL, Vocabulary
 
 SIZE = 4
@@ -260,15 +261,29 @@ class TestNetwork:
             settings, codec = settled(SMALL, [made(frames, text)])
             assert settings.reduction == codec.reduction == expected
 
+    def test_one_odd_transcript_decides_nothing_unless_it_were_lost(self, tmp_path):
+        examples = []
+        for number, (frames, text) in enumerate([(12, "ab")] * 150 + [(7, "abc")]):
+            np.save(tmp_path / f"{number}.npy", np.random.default_rng(0).normal(size=(frames, 2)))
+            examples.append(Recording(text, tmp_path / f"{number}.npy", text))
+        assert settled(SMALL, examples)[0].reduction == 3
+        assert settled(SMALL, examples[100:])[0].reduction == 1  # a fiftieth
+        examples[-1] = dataclasses.replace(examples[-1], transcript="abab")
+        assert settled(SMALL, examples)[0].reduction == 2  # 4 symbols do not fit into 3 frames
+        examples[-1] = dataclasses.replace(examples[-1], transcript="ab" * 9)  # it does not fit anyway
+        assert settled(SMALL, examples)[0].reduction == 3
+        examples[-1] = dataclasses.replace(examples[-1], transcript="abab")
+        assert settled(dataclasses.replace(SMALL, skip_impossible=True), examples)[0].reduction == 3
+
 
 class TestVaried:
-    def varied(self, said, **changes):
+    def varied(self, said, seed=3, **changes):
         model = model_of(dataclasses.replace(SMALL, reduction=2, **changes), [said("abc")])
         frames = torch.arange(1.0, 61)[:, None, None].expand(60, 3, 8).clone().double()
         lengths = torch.tensor([60, 40, 1])
         for column, length in enumerate(lengths):
             frames[length:, column] = 0
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         return (frames, *model._varied(frames, lengths, torch.tensor([5, 19, 1])))
 
     def test_nothing_unless_asked_for(self, said):
@@ -279,7 +294,9 @@ class TestVaried:
 
     def test_augment_turns_on_what_was_left_open(self, said):
         settings, _ = settled(dataclasses.replace(SMALL, augment=True, noise=0.0), [said("abc")])
-        assert (settings.time_masks, settings.frequency_masks, settings.speed, settings.noise) == (2, 2, 0.1, 0.0)
+        assert (settings.time_masks, settings.speed, settings.noise) == (2, 0.1, 0.0)
+        assert settings.frequency_masks == 0  # its features are no sound's
+        assert settled(dataclasses.replace(SMALL, augment=True, frequency_masks=1), [said("a")])[0].frequency_masks == 1
 
     def test_hidden_stretches(self, said):
         frames, found, _ = self.varied(said, time_masks=1, time_mask=10)
@@ -294,13 +311,23 @@ class TestVaried:
         torch.testing.assert_close(found[~hidden], frames[~hidden])
 
     def test_hidden_bands(self, said):
-        frames, found, _ = self.varied(said, frequency_masks=1, frequency_mask=3)
+        frames, found, _ = self.varied(said, 4, frequency_masks=1, frequency_mask=3)
         hidden = (found == 0) & (frames != 0)
         assert hidden.any()
         for column, length in enumerate((60, 40, 1)):
             bands = hidden[:length, column].all(0)
             assert torch.equal(bands, hidden[:length, column].any(0))
-            assert int(bands.sum()) <= 3
+            assert int(bands.sum()) <= 2  # a quarter of them
+
+    def test_a_band_is_hidden_in_all_frames_that_were_joined(self, said):
+        model = model_of(dataclasses.replace(SMALL, frequency_masks=1, frequency_mask=3), [said("abc")])
+        model.codec.features = FeatureSettings(rate=8000, mels=8, stack=3)
+        frames = torch.ones(5, 40, 24).double()
+        found, _ = model._varied(frames, torch.full((40,), 5), torch.ones(40))
+        hidden = (found == 0).view(5, 40, 3, 8)
+        assert hidden.any()
+        assert (hidden == hidden[:1, :, :1]).all()
+        assert int(hidden[0, :, 0].sum(-1).max()) == 2
 
     def test_speed_keeps_ends_and_order(self, said):
         _, found, lengths = self.varied(said, speed=0.5)
@@ -344,7 +371,8 @@ class TestStreaming:
         for begin in range(0, len(features), chunk):
             symbols, state = model.step(features[begin : begin + chunk], state)
             found = [text + "".join(more) for text, more in zip(found, symbols, strict=True)]
-        assert [text + "".join(more) for text, more in zip(found, model.finish(state), strict=True)] == expected
+        found = [text + "".join(more) for text, more in zip(found, model.finish(state), strict=True)]
+        assert [" ".join(text.split()) for text in found] == expected
 
     def test_not_backwards(self, said):
         with pytest.raises(UserError, match="bidirectional"):
@@ -369,19 +397,24 @@ class Bigrams:
 
 def language_model(tokens, kind="characters"):
     vocabulary = Vocabulary([*SPECIAL, *tokens], [1] * (len(tokens) + 2))
-    tokenizer = CharacterTokenizer(vocabulary) if kind == "characters" else WordTokenizer(kind, vocabulary)
-    table = torch.randn(len(vocabulary), len(vocabulary), generator=torch.Generator().manual_seed(0)) * 2
+    if kind == "byte-pairs":
+        text = Text((Document("words", lambda: iter([" ".join(tokens)] * 9)),))
+        tokenizer = build_tokenizer(text, TokenizerSettings(tokenizer=kind, vocabulary_size=300))
+    else:
+        tokenizer = CharacterTokenizer(vocabulary) if kind == "characters" else WordTokenizer(kind, vocabulary)
+    size = len(tokenizer.vocabulary)
+    table = torch.randn(size, size, generator=torch.Generator().manual_seed(0)) * 2
     return SimpleNamespace(model=Bigrams(table.double()), tokenizer=tokenizer)
 
 
 class TestLanguageModels:
-    def alternatives(self, said, lm, text="ab", **changes):
-        model = model_of(dataclasses.replace(SMALL, reduction=3, **changes), [said("b a", 4), said("ab")])
+    def alternatives(self, said, lm, text="ab", others=("b a", "ab"), **changes):
+        model = model_of(dataclasses.replace(SMALL, reduction=3, **changes), [said(other, 4) for other in others])
         return heard(model, [said(text)], beam=500, n_best=500, language_model=lm, lm_weight=0.7, word_bonus=0.3)[0]
 
     def test_of_characters(self, said):
         lm = language_model("ba ")
-        found = self.alternatives(said, lm)["alternatives"]
+        found = self.alternatives(said, lm, others=["ba", "ab"])["alternatives"]
         for one in found:
             ids = [1, *(lm.tokenizer.id(letter) for letter in one["text"]), 1]
             log_prob = sum(lm.model.table[a, b].item() for a, b in itertools.pairwise(ids))
@@ -390,13 +423,25 @@ class TestLanguageModels:
         assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
 
     @pytest.mark.parametrize("units", ["characters", "words"])
-    def test_of_words(self, said, units):
-        lm = language_model(["a", "b", "ab"], "whitespace")
-        found = self.alternatives(said, lm, units=units)
+    @pytest.mark.parametrize("kind", ["whitespace", "words", "byte-pairs"])
+    def test_of_words(self, said, units, kind):
+        """What the language model would make of the text, and of nothing else."""
+        lm = language_model(["a", "b", "ab", "cab", "￭,"], kind)
+        lists = {"characters": ("b a", "ab"), "words": ("b, a", "a,b cab")}
+        transcripts = {"others": lists[units], "text": "ab"}
+        if units == "words":
+            model = model_of(
+                dataclasses.replace(SMALL, units=units, reduction=3),
+                [said("ab a", 4, transcript=text) for text in lists[units]],
+            )
+            options = {"lm_weight": 0.7, "word_bonus": 0.3, "beam": 900, "n_best": 900}
+            (found,) = heard(model, [said("ab")], language_model=lm, **options)
+        else:
+            found = self.alternatives(said, lm, units=units, **transcripts)
         assert found["text"] == found["alternatives"][0]["text"]
         for one in found["alternatives"]:
             words = one["text"].split()
-            ids = [1, *(lm.tokenizer.id(word) for word in words), 1]
+            ids = [1, *lm.tokenizer.encode(one["text"]).tolist(), 1]
             log_prob = sum(lm.model.table[a, b].item() for a, b in itertools.pairwise(ids))
             assert one["language_model"] == pytest.approx(log_prob)
             assert one["score"] == pytest.approx(one["log_prob"] + 0.7 * log_prob + 0.3 * len(words))
@@ -405,9 +450,8 @@ class TestLanguageModels:
         model = model_of(SMALL, [said("ab")])
         with pytest.raises(UserError, match="has learnt no spaces"):
             heard(model, [said("ab")], language_model=language_model(["a"], "whitespace"))
-        pairs = SimpleNamespace(model=None, tokenizer=SimpleNamespace(kind="byte-pairs", lowercase=False))
-        with pytest.raises(UserError, match="language model of byte-pairs cannot judge transcripts made of characters"):
-            heard(model, [said("ab")], language_model=pairs)
+        with pytest.raises(UserError, match="cannot tell a language model of byte-pairs where words end"):
+            heard(model, [said("ab")], language_model=language_model(["a"], "byte-pairs"))
         words = model_of(dataclasses.replace(SMALL, units="words"), [said("ab")])
         with pytest.raises(UserError, match="language model of characters cannot judge transcripts made of words"):
             heard(words, [said("ab")], language_model=language_model("ab"))
@@ -427,10 +471,29 @@ class TestOddInput:
         nothing = Encoded({"features": np.zeros((0, SIZE), np.float32)}, 0, 0)
         with torch.no_grad():
             assert model.predict(collate([nothing]), beam=beam) == [{"text": "", "log_prob": 0.0}]
+            (several,) = model.predict(collate([nothing]), beam=beam + 1, n_best=2)
+            assert several["alternatives"] == [{"text": "", "log_prob": 0.0, "language_model": 0.0, "score": 0.0}]
             encoded = model.codec.encode(examples[0], targets=False)
             empty, other = model.predict(collate([nothing, encoded]), beam=beam)
         assert empty == {"text": "", "log_prob": 0.0}
         assert other["text"] == heard(model, examples[:1], beam=beam)[0]["text"]
+
+    def test_more_than_the_beam_holds_is_not_to_be_had(self, transcriber):
+        model, examples = transcriber
+        with pytest.raises(UserError, match="beam: expected at least 1, got 0"):
+            heard(model, examples, beam=0)
+        for beam, n_best in ((1, 2), (4, 5), (4, 0)):
+            with pytest.raises(UserError, match=f"n_best: expected 1 to {beam}, the size of the beam, got {n_best}"):
+                heard(model, examples, beam=beam, n_best=n_best)
+
+    def test_texts_have_single_spaces_between_words_and_are_given_once(self, said):
+        model = model_of(dataclasses.replace(SMALL, reduction=3), [said("b a"), said("ab")])
+        symbols = [model.codec.symbol(letter) for letter in "  a  b "]
+        assert model.codec.decode(symbols) == "a b"
+        (found,) = heard(model, [said("ab")], beam=900, n_best=900)
+        texts = [one["text"] for one in found["alternatives"]]
+        assert len(set(texts)) == len(texts)
+        assert sum(math.exp(one["log_prob"]) for one in found["alternatives"]) == pytest.approx(1)
 
     def test_symbols_that_training_had_not_are_left_out(self, said):
         codec = TranscriberCodec.build([said("ab")], SMALL)
@@ -456,6 +519,10 @@ class TestOddInput:
         model = model_of(settings, examples)
         encoded = [model.codec.encode(example) for example in examples]
         assert model.codec.skipped == 2
+        assert [one.targets for one in encoded] == [3, 0, 3, 0]
+        assert model.codec.summary() == (
+            "recordings: 2 of their frames become one; 2 with more symbols than frames are left out"
+        )
         whole, _ = model(collate(encoded))
         assert whole.tokens == 6
         kept, _ = model(collate(encoded[::2]))
@@ -505,6 +572,7 @@ class TestOddInput:
         examples = [made("a.wav", 8000)]
         settings, codec = settled(dataclasses.replace(SMALL, mels=20), examples)
         assert (settings.rate, codec.size, settings.size) == (8000, 20, 20)
+        assert settled(dataclasses.replace(SMALL, mels=20, augment=True), examples)[0].frequency_masks == 2
         codec = TranscriberCodec.from_mapping(json.loads(json.dumps(codec.to_mapping())))
         assert codec.encode(examples[0]).arrays["features"].shape[1] == 20
         with pytest.raises(UserError, match="expected 8000 samples a second, got 16000"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,13 +13,14 @@ import pytest
 import torch
 
 from recurra.config import UserError, from_mapping, to_mapping
-from recurra.models.translator import TranslationCodec, Translator, TranslatorSettings
+from recurra.models.translation import TranslationCodec
+from recurra.models.translator import Translator, TranslatorSettings
 from recurra.nn.softmax import AdaptiveSoftmax
 from recurra.text.examples import ExampleBatches, collate
 from recurra.text.readers import Pair
 
 WORDS = ["ba", "do", "ki", "lu", "me", "no", "pa", "ra", "si", "tu"]
-DRY = {"input_dropout": 0.0, "dropout": 0.0, "output_dropout": 0.0}
+DRY = {"input_dropout": 0.0, "dropout": 0.0, "output_dropout": 0.0, "word_dropout": 0.0}
 SMALL = {**DRY, "units": "words", "hidden_size": 6, "layers": 2}
 
 
@@ -74,6 +76,10 @@ def right(model, pairs, **options):
 
 KINDS = {
     "general": {},
+    "one layer asks": {"decoder_layers": 1},
+    "three layers, dense": {"decoder_layers": 3, "connections": "dense"},
+    "three layers, highway, rnn": {"decoder_layers": 3, "connections": "highway", "cell": "rnn"},
+    "normalised": {"layer_norm": True},
     "additive, gru": {"attention": "additive", "cell": "gru"},
     "dot, one direction": {"attention": "dot", "bidirectional": False, "tie": "none"},
     "no attention": {"attention": "none", "decoder_layers": 3},
@@ -243,20 +249,60 @@ def test_scheduled_sampling_reads_what_the_model_would_write():
     model.embedding.register_forward_hook(lambda module, inputs, output: reads.append(inputs[0]))
     model.output.bias.data[5] += 1000  # it is sure of the next token
     model.train()(batch)
-    assert (reads[0] == 1).all()
     assert len(reads) == len(batch.arrays["target"])
-    assert all((tokens == 5).all() for tokens in reads[1:])
+    assert all((tokens == 5).all() for tokens in reads[1:])  # the first is the truth
+    lengths = [len(pair.target.split()) + 1 for pair in PAIRS]
+    vectors, _, _ = model._teach(batch)
+    log_probs = iter(model.output.log_probs(vectors))
+    state, tokens = model.eval().encode_source(batch), torch.ones(len(PAIRS), dtype=torch.long)
+    for step in range(max(lengths)):
+        expected, state = model.step(tokens, state)
+        for row in (row for row, length in enumerate(lengths) if step < length):
+            torch.testing.assert_close(next(log_probs), expected[row])
+        tokens = torch.full_like(tokens, 5)
     reads.clear()
-    model.eval()(batch)
+    model(batch)
     assert len(reads) == 1  # the truth, all at once
 
 
-def test_dropout_is_for_training():
-    model = built(PAIRS, input_dropout=0.5, dropout=0.5, output_dropout=0.5)
+@pytest.mark.parametrize("name", ["input_dropout", "dropout", "output_dropout", "recurrent_dropout", "word_dropout"])
+def test_dropout_is_for_training(name):
+    model = built(PAIRS, **{name: 0.5})
     batch = batch_of(model, PAIRS)
     assert model(batch)[0].nats == model(batch)[0].nats
     model.train()
     assert model(batch)[0].nats != model(batch)[0].nats
+
+
+@pytest.mark.parametrize("recurrent", [0.0, 0.4])
+@pytest.mark.parametrize("kind", ["general", "additive, gru", "three layers, dense", "no attention", "normalised"])
+def test_what_is_dropped_is_the_same_step_by_step(kind, recurrent):
+    dropped = {"input_dropout": 0.3, "dropout": 0.3, "output_dropout": 0.3, "word_dropout": 0.3}
+    model = built(PAIRS, **KINDS[kind], **dropped, recurrent_dropout=recurrent).train()
+    batch = batch_of(model, PAIRS)
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return model(batch)[0].nats
+
+    at_once, other = loss(5), loss(6)
+    assert abs(at_once - other) > 1e-3
+    model.settings = dataclasses.replace(model.settings, scheduled_sampling=1e-300)  # it steps, and never guesses
+    torch.testing.assert_close(loss(5), at_once)
+
+
+def test_an_input_that_is_fed_has_one_mask_for_all_steps():
+    model = built(PAIRS, input_feeding=True, input_dropout=0.5, dropout=0.5, recurrent_dropout=0.5).train()
+    seen = []
+    model._advance = lambda words, reading, masks: (
+        seen.append(masks),
+        Translator._advance(model, words, reading, masks),
+    )[1]
+    model(batch_of(model, PAIRS))
+    assert len(seen) > 2
+    assert all(masks is seen[0] for masks in seen)
+    given = [mask for masks in seen[0] for mask in (masks if isinstance(masks, list) else [masks])]
+    assert sum(mask is not None for mask in given) == 4  # of words, between two layers, of both layers' states
 
 
 # ---- decoding -------------------------------------------------------------------------------------------------------
@@ -265,7 +311,7 @@ def test_dropout_is_for_training():
 def test_a_full_beam_finds_the_likeliest_of_all():
     model = built([Pair("a b", "c d"), Pair("b", "d")], min_count=1, copy_unknown=False)
     source, options = Pair("a b", None), {"max_length": 3, "length_penalty": 0.0}
-    found = predicted(model, [source], beam=40, n_best=3, **options)[0]
+    found = predicted(model, [source], beam=40, n_best=9, **options)[0]
     vocabulary = model.codec.target.vocabulary.tokens
     log_probs = {}
     for size in range(4):
@@ -273,7 +319,8 @@ def test_a_full_beam_finds_the_likeliest_of_all():
             batch = batch_of(model, [Pair("a b", " ".join(words))])
             whole = model.target_log_probs(batch)[:, 0]
             log_probs[" ".join(words)] = float(whole[:3].sum().detach())  # cut where it is as long as may be
-    best = sorted(log_probs, key=log_probs.get, reverse=True)[:3]
+    best = sorted(log_probs, key=lambda text: (text.count(" ") < 2, log_probs[text]), reverse=True)[:9]
+    assert [each["ended"] for each in found] == [True] * 7 + [False] * 2
     assert [each["text"] for each in found] == best
     assert [each["log_prob"] for each in found] == pytest.approx([log_probs[text] for text in best])
 
@@ -300,10 +347,32 @@ def test_several_predictions_come_the_best_first():
 
 def test_an_empty_source_has_an_empty_target():
     model = built(PAIRS)
-    none = [{"text": "", "score": 0.0, "log_prob": 0.0}]
+    none = [{"text": "", "score": 0.0, "log_prob": 0.0, "ended": True}]
     assert predicted(model, [Pair(""), Pair(" \n\t")]) == [none, none]
     (found,) = predicted(model, [Pair("")], attention=True)
     assert found[0]["attention"] == []
+
+
+def test_what_is_cut_is_told():
+    model = built(PAIRS)
+    for bias, ended in ((1000.0, True), (-1000.0, False)):
+        model.output.bias.data[1] = bias
+        assert all(each["ended"] == ended for (each,) in predicted(model, PAIRS[:6]))
+    ((cut,),) = predicted(model, PAIRS[:1], max_length=2)
+    assert len(cut["text"].split()) == 2
+
+
+def test_a_target_may_be_as_long_as_those_of_training():
+    settings = TranslatorSettings(**SMALL)
+    replies = TranslationCodec.build([Pair("ba", "do " * 40), Pair("ba " * 20, "ki")] * 50, settings)
+    assert 41 <= replies.limit(2) <= 60
+    assert replies.limit(60) <= 60
+    summaries = TranslationCodec.build([Pair("ba " * 400, "do " * 20)] * 9, settings)
+    assert 21 <= summaries.limit(401) <= 40
+    translations = TranslationCodec.build([Pair("ba " * n, "do do " * n) for n in range(1, 20)], settings)
+    assert 401 <= translations.limit(201) <= 450  # of a source that is longer than any of training
+    assert translations.limit(5000) == settings.longest_target
+    assert TranslationCodec.from_mapping(translations.to_mapping()).limit(201) == translations.limit(201)
 
 
 def test_a_very_long_source_is_read_as_far_as_settings_say():
@@ -361,6 +430,17 @@ def test_words_that_are_copied_keep_their_case_and_place():
     assert codec.decode([codec.target.id("ba"), codec.target.id("￭,"), 0], {2: "Zoé"}) == "ba, Zoé"
 
 
+def test_what_is_copied_has_no_joiner_where_targets_have_none():
+    pairs = [Pair("a, (b) c.", "a , ( b ) c .")] * 5
+    codec = built(pairs, min_count=1).codec
+    assert (codec.source.kind, codec.target.kind) == ("words", "whitespace")
+    words = codec.source_words("a, (Zoé)")
+    assert words == ["a", ",", "(", "Zoé", ")"]
+    assert codec.decode([codec.target.id("a"), 0, 0], {1: words[4], 2: words[1]}) == "a ) ,"
+    back = built([Pair(pair.target, pair.source) for pair in pairs], min_count=1).codec
+    assert back.source_words("a ( ￭x") == ["a", "(", "￭x"]
+
+
 # ---- text in, text out ----------------------------------------------------------------------------------------------
 
 
@@ -385,7 +465,11 @@ def test_sizes_are_settled():
 
     found = settled()
     sizes = (found.embedding_size, found.decoder_size, found.decoder_layers)
-    assert (*sizes, found.output, found.label_smoothing) == (256, 256, 1, "full", 0.1)
+    assert (*sizes, found.output, found.label_smoothing) == (256, 256, 2, "full", 0.1)
+    assert (found.layers, found.connections, found.joint, found.tie) == (2, "plain", False, "output")
+    assert settled(attention="none", layers=3).decoder_layers == 3
+    assert settled(joint=True).tie == settled(tie="all").tie == "all"
+    assert settled(joint=True, output="adaptive").tie == "output"
     assert settled(attention="dot").decoder_size == 512
     assert found.vocabulary_size == 10  # words seen twice
     many = [Pair("a", " ".join(f"w{i}" for i in range(30_000)))]
@@ -393,6 +477,27 @@ def test_sizes_are_settled():
     assert settled(many).label_smoothing == 0
     assert settled(many, label_smoothing=0.1).output == "full"
     assert not math.isnan(settled(many, label_smoothing=0.1).label_smoothing)
+
+
+def test_one_vocabulary_is_for_what_is_written_in_the_same_letters():
+    def settled(source, target, **settings):
+        chosen = TranslatorSettings(**settings)
+        pairs = [Pair(source, target)] * 9
+        codec = TranslationCodec.build(pairs, chosen)
+        found = Translator.settle(chosen, pairs, codec)
+        assert found.joint == codec.joint
+        return codec.joint, found.tie
+
+    english, french = (
+        "Where is the good old railway station, my very quick friend?",
+        "Où est la vieille gare, mon ami ?",
+    )
+    russian = "Где старый вокзал, мой друг?"
+    assert settled(english, french) == (True, "all")
+    assert settled(english, russian) == settled(russian, french) == (False, "output")
+    assert settled(english, french, joint=False) == settled(english, french, units="words") == (False, "output")
+    assert settled(english, french, tie="output") == (True, "output")
+    assert settled(english, russian, joint=True) == (True, "all")
 
 
 def test_a_large_vocabulary_can_be_tied_and_adaptive():
@@ -407,7 +512,7 @@ def test_a_large_vocabulary_can_be_tied_and_adaptive():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tie": "all"}, "give --joint"),
+        ({"tie": "all", "joint": False}, "give --joint"),
         ({"output": "adaptive", "label_smoothing": 0.1}, "full output layer"),
         ({"output": "adaptive", "tie": "all", "joint": True}, "--output full"),
         ({"input_feeding": True, "attention": "none"}, "choose an attention"),

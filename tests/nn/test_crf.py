@@ -150,7 +150,7 @@ def test_the_fast_way_is_taken_unless_numbers_are_extreme(monkeypatch):
     emissions, lengths = torch.randn(40, 3, TAGS) * 30, [40, 12, 33]
     targets = layer.decode(emissions, lengths)[0]
     gradients(layer, emissions, targets, lengths)
-    alternating = LinearChainCRF(2, allowed=bio_constraints(["B-X", "E-X"], "bioes"))
+    alternating = LinearChainCRF(2, allowed=bio_constraints([("B", "X"), ("E", "X")], "bioes"))
     assert alternating.log_partition(torch.ones(6, 1, 2)) == 6  # half of all tags are out of reach
     assert not calls
     gradients(layer, emissions * 100, targets, lengths)
@@ -218,6 +218,29 @@ def test_float32_and_bfloat16_lose_nothing_in_sums():
     )
 
 
+def test_the_best_sequence_is_found_by_sums_in_float64():
+    emissions = torch.rand(200, 3, TAGS) * 1e-2
+    emissions[0] += 1e5  # in float32 the sums would lose what follows
+    layer = built().float()
+    with torch.no_grad():
+        layer.transitions.mul_(1e-2)
+    precise = LinearChainCRF(TAGS).double()
+    precise.load_state_dict(layer.state_dict())
+    tags, best = layer.decode(emissions, [200, 0, 150])
+    wanted_tags, wanted = precise.decode(emissions.double(), [200, 0, 150])
+    assert torch.equal(tags, wanted_tags)
+    assert best.dtype == torch.float32
+    assert torch.equal(best, wanted.float())
+
+
+def test_marginals_of_rounded_scores_are_not_rounded():
+    layer = built().float()
+    emissions = torch.randn(6, 2, TAGS).bfloat16()
+    found = layer.marginals(emissions)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, layer.marginals(emissions.float()))
+
+
 def test_nan_among_valid_scores_shows():
     layer, emissions = built(True), torch.zeros(20, 2, TAGS, dtype=torch.float64)
     emissions[7, 1, 2] = torch.nan
@@ -249,9 +272,14 @@ def test_decoding_works_where_nothing_is_to_be_differentiated():
         assert torch.equal(layer.marginals(inside, LENGTHS), wanted[1])
 
 
+def parsed(labels):
+    """Letters and kinds."""
+    return [tuple(label.partition("-")[::2]) for label in labels]
+
+
 def legal(scheme, labels, length):
     """Every sequence that is legal by the constraints."""
-    allowed = bio_constraints(labels, scheme)
+    allowed = bio_constraints(parsed(labels), scheme)
     return {
         tags
         for tags in itertools.product(range(len(labels)), repeat=length)
@@ -302,16 +330,16 @@ def test_iob1_writes_legal_labels_and_b_needs_a_chunk_before():
 
 def test_constraints_name_mistakes():
     with pytest.raises(UserError, match="scheme: expected one of bio, iob1, bioes, got 'iob3'"):
-        bio_constraints(["O"], "iob3")
+        bio_constraints([("O", "")], "iob3")
     for label in ("S-X", "x", "O-X", ""):
-        with pytest.raises(UserError, match=f"label '{label}' is not of scheme bio: expected B-..., I-..., O"):
-            bio_constraints(["O", label], "bio")
-    assert bio_constraints(["B", "I", "O"], "bio").transitions.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 1]]
+        with pytest.raises(UserError, match=f"tag '{label}' is not of scheme bio: expected B-..., I-..., O"):
+            bio_constraints(parsed(["O", label]), "bio")
+    assert bio_constraints(parsed("BIO"), "bio").transitions.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 1]]
 
 
 def test_targets_that_are_not_allowed_are_named():
     labels = ["O", "B-X", "I-X", "E-X"]
-    layer = LinearChainCRF(4, allowed=bio_constraints(labels, "bioes"), labels=labels)
+    layer = LinearChainCRF(4, allowed=bio_constraints(parsed(labels), "bioes"), labels=labels)
     emissions, lengths = torch.zeros(3, 2, 4), [3, 2]
     good = torch.tensor([[1, 0], [2, 0], [3, 2]])
     layer.loss(emissions, good, lengths)
@@ -324,7 +352,7 @@ def test_targets_that_are_not_allowed_are_named():
         targets[:2, 1] = torch.tensor(bad)
         with pytest.raises(UserError, match=message):
             layer.loss(emissions, targets, lengths)
-    none = LinearChainCRF(2, allowed=bio_constraints(["B-X", "E-X"], "bioes"))
+    none = LinearChainCRF(2, allowed=bio_constraints([("B", "X"), ("E", "X")], "bioes"))
     assert none.decode(torch.zeros(2, 1, 2))[0].T.tolist() == [[0, 1]]
     with pytest.raises(UserError, match="sequence 1: no tags are allowed for its length"):
         none.decode(torch.zeros(2, 2, 2), [2, 1])

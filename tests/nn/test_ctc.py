@@ -177,14 +177,14 @@ def assert_ranked(found, wanted):
 
 @pytest.mark.parametrize("end", [True, False])
 def test_a_language_model_over_symbols_is_counted_in(end):
-    model, tokens = FakeLM(7), [-1, 5, 3]
+    model, tokens = FakeLM(7), [(), (5,), (3, 4)]
     log_probs = frames(5)
     found = prefix_beam_search(
         log_probs, WIDE, language_model=model, tokens=tokens, lm_weight=0.7, word_bonus=0.4, score_end=end
     )
     wanted = {}
     for symbols, ctc in enumerated(log_probs).items():
-        log_prob = model.text([tokens[symbol] for symbol in symbols], end)
+        log_prob = model.text([token for symbol in symbols for token in tokens[symbol]], end)
         wanted[symbols] = (ctc + 0.7 * log_prob + 0.4 * len(symbols), ctc, log_prob)
     assert_ranked(found, wanted)
 
@@ -198,17 +198,18 @@ def words_of(symbols, separator):
 @pytest.mark.parametrize("with_model", [True, False])
 def test_a_language_model_over_words_is_counted_in_as_words_end(end, with_model):
     model, separator = FakeLM(9), 2
-    spelled = {(1,): 4, (1, 1): 5, (3,): 6, (3, 1): 7}
-    token = lambda word: spelled.get(word, 0)  # noqa: E731
+    spelled = {(1,): [4], (1, 1): [5, 8], (3,): [6], (3, 1): [7, 2, 4]}
+    tokens = lambda word: spelled.get(word, [0])  # noqa: E731
     log_probs = frames(5, symbols=4)
-    joined = {"language_model": model, "word_token": token} if with_model else {}
+    joined = {"language_model": model, "word_tokens": tokens} if with_model else {}
     found = prefix_beam_search(
         log_probs, WIDE, separator=separator, lm_weight=1.3, word_bonus=0.9, score_end=end, **joined
     )
     wanted = {}
     for symbols, ctc in enumerated(log_probs).items():
         words = words_of(symbols, separator)
-        log_prob = model.text([token(word) for word in words], end) if with_model else 0.0
+        read = [token for word in words for token in tokens(word)]
+        log_prob = model.text(read, end) if with_model else 0.0
         wanted[symbols] = (ctc + 1.3 * log_prob + 0.9 * len(words), ctc, log_prob)
     assert_ranked(found, wanted)
 
@@ -221,24 +222,50 @@ def test_the_language_model_decides_where_frames_do_not():
             likely = 5 - history[-1] if len(history) > 1 else 2  # 2 3 2 3 ...
             return torch.tensor([0.997 if token == likely else 0.001 for token in range(4)]).log()
 
-    options = {"tokens": [0, 2, 3], "word_bonus": 1.0, "score_end": False}
+    options = {"tokens": [(), (2,), (3,)], "word_bonus": 1.0, "score_end": False}
     found = prefix_beam_search(log_probs, 4, language_model=Alternating(4), **options)
     assert found[0].symbols == (1, 2)
     assert {hypothesis.symbols for hypothesis in found[-2:]}.isdisjoint({(1, 2), (1,)})
-    unweighted = prefix_beam_search(log_probs, 4, language_model=Alternating(4), tokens=[0, 2, 3], lm_weight=0)
+    unweighted = prefix_beam_search(log_probs, 4, language_model=Alternating(4), tokens=[(), (2,), (3,)], lm_weight=0)
     assert [h.score for h in unweighted] == [h.score for h in prefix_beam_search(log_probs, 4)]
 
 
 def test_prefixes_are_read_together_and_only_when_they_are_kept():
     model = FakeLM(7)
     log_probs = frames(40, symbols=7)
-    prefix_beam_search(log_probs, 4, language_model=model, tokens=list(range(7)))
+    prefix_beam_search(log_probs, 4, language_model=model, tokens=[(token,) for token in range(7)])
     assert model.steps <= 1 + 4 * 40
     model.steps = 0
     blanks = torch.full((40, 3), 1e-9).log()
     blanks[:, 0] = 0.0
-    prefix_beam_search(blanks, 1, language_model=model, tokens=[0, 2, 3])
+    prefix_beam_search(blanks, 1, language_model=model, tokens=[(), (2,), (3,)])
     assert model.steps == 1
+
+
+class Uniform(FakeLM):
+    def log_probs(self, history):
+        return torch.full((self.size,), 1 / self.size, dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize("bonus", [0.0, 5.0])
+def test_half_a_word_is_ranked_as_if_it_were_to_be_an_ordinary_one(bonus):
+    """It neither outranks a word that has ended, whose improbability has been counted, nor waits for its bonus."""
+    log_probs = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.6, 0.4]]).log()
+    options = {"separator": 2, "word_tokens": lambda word: [2], "word_bonus": bonus, "score_end": False}
+    (found,) = prefix_beam_search(log_probs, 1, language_model=Uniform(100), **options)
+    assert found.symbols == (1, 2)
+    assert found.language_model == pytest.approx(-math.log(100))
+    assert found.score == pytest.approx(math.log(0.6) - math.log(100) + bonus)
+
+
+def test_only_the_likeliest_symbols_of_a_frame_are_tried():
+    log_probs = frames(4, symbols=9)
+    best = {int(frame[1:].argmax()) + 1 for frame in log_probs}
+    found = prefix_beam_search(log_probs, WIDE, most_symbols=1)
+    assert {symbol for hypothesis in found for symbol in hypothesis.symbols} == best
+    everything = {h.symbols: h.ctc for h in prefix_beam_search(log_probs, WIDE, most_symbols=8)}
+    assert all(hypothesis.ctc <= everything[hypothesis.symbols] + 1e-12 for hypothesis in found)
+    assert len(everything) > 20 * len(found)
 
 
 def test_what_is_impossible_is_not_kept():
@@ -256,10 +283,13 @@ def test_search_names_mistakes():
         prefix_beam_search(log_probs, 0)
     with pytest.raises(ValueError, match=r"expected log_probs \[T, C\]"):
         prefix_beam_search(log_probs[None])
-    with pytest.raises(ValueError, match="tokens: expected 3, one per symbol, got 2"):
-        prefix_beam_search(log_probs, language_model=FakeLM(3), tokens=[1, 2])
-    for options in ({}, {"separator": 1}, {"tokens": [0, 1, 2], "separator": 1}):
-        with pytest.raises(ValueError, match="expected either tokens, or separator and word_token"):
+    with pytest.raises(ValueError, match="tokens: expected 3, those of each symbol, got 2"):
+        prefix_beam_search(log_probs, language_model=FakeLM(3), tokens=[(), (2,)])
+    symbols = [(), (1,), (2,)]
+    for options in ({}, {"separator": 1}, {"tokens": symbols, "separator": 1}):
+        with pytest.raises(ValueError, match="expected either tokens, or separator and word_tokens"):
             prefix_beam_search(log_probs, language_model=FakeLM(3), **options)
     with pytest.raises(ValueError, match="expected a language_model to go with them"):
-        prefix_beam_search(log_probs, tokens=[0, 1, 2])
+        prefix_beam_search(log_probs, tokens=symbols)
+    with pytest.raises(ValueError, match="most_symbols: expected at least 1, got 0"):
+        prefix_beam_search(log_probs, most_symbols=0)

@@ -9,7 +9,7 @@ import torch
 
 from recurra import nn as rnn
 from recurra.config import UserError, from_mapping, to_mapping
-from recurra.nn.encoder import Encoder, EncoderSettings
+from recurra.nn.encoder import Encoder, EncoderSettings, settle_encoder
 
 TIME, INPUT = 5, 3
 LENGTHS = [3, 0, 5, 1]
@@ -130,7 +130,10 @@ def test_connections_are_chosen_by_depth_and_saved():
     assert built(layers=4, connections="highway").recurrent.connections == "highway"
     settings = from_mapping(EncoderSettings, {"layers": 4, "connections": "auto"}, "file")
     assert settings.connections is None
-    saved = Encoder(settings, INPUT).settings
+    saved = settle_encoder(settings)
+    assert saved == dataclasses.replace(settings, connections="residual") == Encoder(settings, INPUT).settings
+    assert settle_encoder(saved) is saved
+    assert settle_encoder(EncoderSettings(layers=4, hidden_size=(7,))).connections == "residual"
     assert from_mapping(EncoderSettings, to_mapping(saved), "file") == saved
 
 

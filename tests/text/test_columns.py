@@ -125,6 +125,9 @@ class TestColumns:
         assert written(sentences(tmp_path / "t", "a\n#b\n\nc", labelled=False, format="columns"), "XY") == (
             "a\tX\n#b\tY\n\nc\tX\n\n"
         )
+        for tag in (4, -3, "upos"):  # wherever it was in training
+            found = sentences(tmp_path / "t", "a NN\nb VB\n", labelled=False, format="columns", tag=tag)
+            assert list(found[0].lines(["x", "y"])) == ["a NN x", "b VB y"]
         found = sentences(tmp_path / "t", "a NN\nb VB\n", labelled=False, format="columns", tag=3)
         assert found[0].tags is None
         assert written(found, "XY") == "a NN X\nb VB Y\n\n"

@@ -123,7 +123,7 @@ def dft_mel(samples: np.ndarray, rate: int, mels: int, window: int, hop: int, bi
                     total += value * (hertz - low) / (tip - low)
                 elif tip < hertz < high:
                     total += value * (high - hertz) / (high - tip)
-            row.append(math.log(max(total, 1e-10)))
+            row.append(math.log(max(total, 1e-7)))
         result.append(row)
     return np.array(result)
 
@@ -155,6 +155,16 @@ class TestLogMel:
         assert filters.shape == (10, 257)
         inside = slice(filters[0].argmax() + 1, filters[-1].argmax())
         np.testing.assert_allclose(filters.sum(axis=0)[inside], 1)
+
+    def test_silence_is_silence_whether_or_not_its_last_bit_flickers(self):
+        rng = np.random.default_rng(0)
+        speech = [rng.normal(0, 0.05, 4000) * np.sin(np.arange(4000) / 600) ** 2 for _ in range(2)]
+        found = []
+        for silence in (np.zeros(8000), np.round(rng.uniform(-1, 1, 8000)) / 2**15):
+            samples = np.round(np.concatenate([speech[0], silence, speech[1]]) * 2**15) / 2**15
+            found.append(log_mel(samples, 8000, FeatureSettings(mels=20))[:48])
+        assert found[0].std() > 0.4  # they differ from each other, though there is more silence than speech
+        assert np.abs(found[0] - found[1]).mean() < 0.03
 
     def test_silence_is_finite(self):
         np.testing.assert_allclose(log_mel(np.zeros(1000), 8000, FeatureSettings(mels=5)), 0, atol=1e-6)

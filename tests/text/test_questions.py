@@ -76,6 +76,10 @@ class TestSquad:
             ('{"date": []}', r"t: no key 'data'; there are 'date'"),
             ('{"data": []}', r"t: there is no question in it"),
             ('{"data": [}\n', r"t, column 11: not valid JSON"),
+            (
+                squad(at(0)).replace("Who?", "\\ud83d?"),
+                r"t, line 11, column 21: not valid JSON: \\ud83d is half a char",
+            ),
         ],
     )
     def test_mistakes(self, tmp_path, content, message):
@@ -96,7 +100,7 @@ class TestJsonLines:
         found = questions(tmp_path / "t.jsonl", "\n".join(map(json.dumps, lines)))
         assert found == [
             Question("7", "Who?", CONTEXT, (Answer("Ada", 0),)),
-            Question("t.jsonl:2", "Whom?", CONTEXT),
+            Question(f"{tmp_path}/t.jsonl:2", "Whom?", CONTEXT),
         ]
 
     def test_without_answers(self, tmp_path):
@@ -108,7 +112,7 @@ class TestJsonLines:
     def test_mistakes_name_the_line(self, tmp_path):
         line = json.dumps({"question": "Who?", "context": CONTEXT, "answers": [at(0, "Dee")]})
         with pytest.raises(
-            UserError, match=r"t\.jsonl, line 1, question 't\.jsonl:1', answers\[0\]: .* not in the context"
+            UserError, match=r"t\.jsonl, line 1, question '\S*t\.jsonl:1', answers\[0\]: .* not in the context"
         ):
             questions(tmp_path / "t.jsonl", line)
 
@@ -117,15 +121,26 @@ class TestStories:
     def test_the_context_is_the_story_so_far(self, tmp_path):
         (tmp_path / "qa.txt.gz").write_bytes(gzip.compress(STORY.encode()))
         home, milk, ann = read_questions(tmp_path / "qa.txt.gz")
-        assert home == Question("qa.txt.gz:2", "Where is Mary?", "Mary went home.", (Answer("home", None),), (0,))
+        name = str(tmp_path / "qa.txt.gz")
+        assert home == Question(
+            f"{name}:2", "Where is Mary?", "Mary went home.", (Answer("home", None),), (0,), "qa.txt.gz:1"
+        )
         assert milk.context == "Mary went home.\nJohn has milk."
         assert milk.answers == (Answer("milk,bread", None),)
         assert milk.supports == (1, 0)  # the story's third line is the second sentence
-        assert (ann.context, ann.id) == ("Ann ran.", "qa.txt.gz:6")
+        assert (ann.context, ann.id) == ("Ann ran.", f"{name}:6")
+        assert (milk.story, ann.story) == (home.story, "qa.txt.gz:5")
+
+    def test_stories_of_one_name_in_two_folders(self, tmp_path):
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "t").write_text(STORY)
+        found = list(read_questions([tmp_path / "a" / "t", tmp_path / "b" / "t"]))
+        assert [one.id for one in found[:4:3]] == [f"{tmp_path}/a/t:2", f"{tmp_path}/b/t:2"]
 
     def test_without_answers(self, tmp_path):
         (found,) = questions(tmp_path / "t", "1 Mary went home.\n2 Where is Mary? \n", labelled=False)
-        assert found == Question("t:2", "Where is Mary?", "Mary went home.")
+        assert found == Question(f"{tmp_path}/t:2", "Where is Mary?", "Mary went home.", story="t:1")
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -91,6 +91,19 @@ class TestLabelled:
         feed(monkeypatch, b"\xef\xbb\xbfa\r\nb")
         assert list(read_labelled("-", labelled=False)) == [Labelled("a"), Labelled("b")]
 
+    def test_plain_lines_have_no_columns(self, tmp_path):
+        path = file(tmp_path / "t", "a b\nc\n")
+        for text in ("review", 3):
+            found = list(read_labelled(path, labelled=False, text=text, label="stars", header=True))
+            assert found == [Labelled("a b"), Labelled("c")]
+        path = file(tmp_path / "t", "review\na b\n")  # a table of one column, which is called so
+        assert list(read_labelled(path, labelled=False, text="Review")) == [Labelled("a b")]
+        path = file(tmp_path / "t", "stars\treview\n1\ta b\n")
+        assert list(read_labelled(path, labelled=False, text="review")) == [Labelled("a b")]
+        assert list(read_labelled(path, labelled=False, text="review", label="class")) == [Labelled("a b")]
+        with pytest.raises(UserError, match="line 1: no column for the text; there are 'stars', 'review'"):
+            list(read_labelled(path, labelled=False, text="body"))
+
     @pytest.mark.parametrize(
         ("name", "content", "options", "message"),
         [
@@ -153,6 +166,14 @@ class TestPairs:
     def test_for_prediction_every_line_is_an_example(self, tmp_path):
         path = file(tmp_path / "t.txt", "a\n\nb\n")
         assert list(read_pairs(path, labelled=False)) == [Pair("a"), Pair(""), Pair("b")]
+        for source, target in (("en", "fr"), (3, 1)):
+            found = list(read_pairs(path, labelled=False, source=source, target=target, header=True))
+            assert found == [Pair("a"), Pair(""), Pair("b")]
+
+    def test_two_files_are_parallel_if_there_are_targets_or_it_is_said(self, tmp_path):
+        paths = [file(tmp_path / "a.en", "a\nb\n"), file(tmp_path / "b.en", "x\ny\n")]
+        assert list(read_pairs(paths, labelled=False)) == [Pair("a"), Pair("b"), Pair("x"), Pair("y")]
+        assert list(read_pairs(paths, labelled=False, format="parallel")) == [Pair("a", "x"), Pair("b", "y")]
 
     @pytest.mark.parametrize(
         ("sides", "message"),
@@ -217,6 +238,9 @@ class TestRecordings:
         monkeypatch.chdir(folder)
         feed(monkeypatch, b"b.wav\n")
         assert list(read_recordings("-", labelled=False)) == [Recording("b.wav", Path("b.wav"))]
+        feed(monkeypatch, b"b.wav\n")
+        found = list(read_recordings("-", labelled=False, path="file", transcript="said", header=True))
+        assert found == [Recording("b.wav", Path("b.wav"))]
 
     def test_empty_transcripts_are_skipped_and_counted(self, folder):
         tally: Counter[str] = Counter()

@@ -57,6 +57,22 @@ class TestColumns:
         found = fields(tmp_path / "t", content, needed=["text"], blanks=True)
         assert found == [("a", "x"), ("",), ("b", "y")]
 
+    @pytest.mark.parametrize("blank", ["\n", " \n", "\t\n"])
+    def test_a_blank_first_line_says_nothing_of_columns(self, tmp_path, blank):
+        assert fields(tmp_path / "t", f"{blank}\na\tx\n") == [("a", "x")]
+        assert fields(tmp_path / "t", f"{blank}label\ttext\nx\ta\n", blanks=True) == [("a", "x")]
+        assert fields(tmp_path / "t", f"{blank}a\tx\n", blanks=True) == [("",), ("a", "x")]
+        assert fields(tmp_path / "t", blank, needed=["text"], blanks=True) == [("",)]
+
+    def test_what_is_not_needed_may_be_missing(self, tmp_path):
+        for label in ("class", 3, -3):
+            columns = {"text": 1, "label": label}
+            assert fields(tmp_path / "t", "a\tb\n", columns=columns, needed=["text"]) == [("a", None)]
+        columns = {"text": 2, "label": "class"}
+        assert fields(tmp_path / "t", "class\tbody\nx\ta\n", columns=columns, needed=["text"]) == [("a", "x")]
+        columns = {"text": "text", "label": 2}
+        assert fields(tmp_path / "t", '{"text": "a"}\n', "jsonl", columns, needed=["text"]) == [("a", None)]
+
 
 class TestKinds:
     def test_a_tsv_has_no_quotes_and_keeps_every_character(self, tmp_path):
@@ -94,11 +110,18 @@ class TestKinds:
             ('{"text": NaN, "label": "x"}', r"line 2: not valid JSON: NaN is no number"),
             ('{"text": "a", "text": "b"}', r"line 2: not valid JSON: 'text' comes twice"),
             ("[" * 100_000, r"line 2: not valid JSON"),
+            ('{"text": "\\ud800", "label": "x"}', r"line 2, column 11: not valid JSON: \\ud800 is half a character"),
+            ('{"text": "\\uDC00\\uD800", "label": "x"}', r"line 2, column 11: not valid JSON: \\uDC00 is half"),
+            (r'{"text": "\\\uD83D\\uDE00", "label": "x"}', r"line 2, column 13: not valid JSON: \\uD83D is half"),
         ],
     )
     def test_bad_json(self, tmp_path, line, message):
         with pytest.raises(UserError, match=message):
             fields(tmp_path / "t", '{"text": "a", "label": "x"}\n' + line, "jsonl")
+
+    def test_whole_characters_in_two_halves_and_what_only_looks_like_one(self, tmp_path):
+        content = r'{"text": "\ud83d\ude00 \\ud83d \u00e9", "label": "x"}'
+        assert fields(tmp_path / "t", content, "jsonl") == [("\U0001f600 \\ud83d é", "x")]
 
     def test_a_key_of_jsonl_is_no_number(self, tmp_path):
         with pytest.raises(UserError, match=r"expected the key of the text in a \.jsonl, got the number 1"):

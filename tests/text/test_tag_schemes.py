@@ -1,25 +1,24 @@
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recurra.text.columns import Sentence
-from recurra.text.tag_schemes import REPAIRED, SCHEMES, Span, convert, detect_scheme, in_scheme, spans, tags_of
+from recurra.text.tag_schemes import SCHEMES, Span, convert, detect_scheme, parse_tag, spans, tags_of
 
 # The same chunks in each scheme.
 SAME = {
     "iob1": "I-A I-A O I-B B-B I-A",
     "bio": "B-A I-A O B-B B-B B-A",
     "bioes": "B-A E-A O S-B S-B S-A",
+    "bilou": "B-A L-A O U-B U-B U-A",
 }
 
 
 @st.composite
 def chunked(draw):
-    """A sentence's length and chunks."""
+    """A sentence's length and chunks, without a type among them."""
     chunks, position = [], 0
-    for gap, length, kind in draw(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from("AB")))):
+    kinds = st.sampled_from(["A", "B", ""])
+    for gap, length, kind in draw(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), kinds))):
         chunks.append(Span(kind, position + gap, position + gap + length))
         position += gap + length
     return position + draw(st.integers(0, 2)), chunks
@@ -53,7 +52,11 @@ def test_detected(scheme, tags):
         ("I-A B-A", "iob1"),
         ("I-A I-B", "iob1"),
         ("O I-A O B-A", "bio"),  # BIO with a mistake
-        ("B-A L-A O U-B", "bioes"),
+        ("B-A L-A O U-B", "bilou"),
+        ("B-A L-A O S-B", "bioes"),
+        ("B I O", "bio"),
+        ("I O I B", "iob1"),
+        ("B E S", "bioes"),
         ("B-A-B I-A-B", "bio"),
     ],
 )
@@ -79,26 +82,16 @@ def test_invalid_tags_are_read_as_conlleval_reads_them(tags, chunks):
     assert spans(tags.split()) == chunks
 
 
-def test_repairs_are_counted():
-    tally: Counter[str] = Counter()
-    wrong = Sentence(tuple("abcd"), ("O", "I-A", "B-B", "I-A"))
-    right = Sentence(("a",), ("B-A",))
-    found = list(in_scheme([wrong, right], "bioes", detected="bio", tally=tally))
-    assert [one.tags for one in found] == [("O", "S-A", "S-B", "S-A"), ("S-A",)]
-    assert tally == {REPAIRED: 2}
+def test_one_mistyped_tag_counts_as_outside():
+    right = [["O", "B-A", "I-A"]] * 10
+    assert detect_scheme([*right[:9], ["B_A", "I-A"]]) == "bio"  # one of twenty that are not O
+    assert detect_scheme([*right[:8], ["B_A", "I-A"]]) is None
+    assert detect_scheme([["O"] * 100, ["PER", "O"]]) is None  # however much is O
+    assert spans(["B_A", "B-A", "x", "I-A"]) == [("A", 1, 2), ("A", 3, 4)]
+    assert convert(["B_A", "I-A"], "bio") == ("O", "B-A")
 
 
-def test_nothing_is_counted_where_all_is_valid():
-    tally: Counter[str] = Counter()
-    for scheme, tags in SAME.items():
-        sentence = Sentence(tuple("abcdef"), tuple(tags.split()))
-        list(in_scheme([sentence], "bio", detected=scheme, tally=tally))
-    list(in_scheme([Sentence(tuple("abc"), ("B-A", "L-A", "U-A"))], "bio", detected="bioes", tally=tally))
-    assert not tally
-
-
-def test_programmers_mistakes():
-    with pytest.raises(ValueError, match="got 'NOUN'"):
-        spans(["NOUN"])
-    with pytest.raises(ValueError, match="without tags"):
-        list(in_scheme([Sentence(("a",))], "bio", detected="bio"))
+def test_tags_are_a_letter_and_a_type():
+    tags = {"O": ("O", ""), "B-A-B": ("B", "A-B"), "L-A": ("E", "A"), "U": ("S", ""), "I": ("I", "")}
+    assert {tag: parse_tag(tag) for tag in tags} == tags
+    assert [parse_tag(tag) for tag in ("O-A", "B-", "B_A", "DET", "", "-LRB-", "BI")] == [None] * 7

@@ -6,7 +6,7 @@ import pytest
 
 from recurra.config import UserError
 from recurra.text import vectors
-from recurra.text.vectors import read_vectors
+from recurra.text.vectors import listed_words, read_vectors
 
 TABLE = {"the": (1.0, -0.5, 2.0), "cat": (0.25, 3.0, 1e-3), "Paris": (4.0, 5.0, 6.0), "été": (7.0, 8.0, 9.0)}
 
@@ -40,6 +40,7 @@ def test_every_format(tmp_path, monkeypatch, content, compressed, block_bytes):
     np.testing.assert_array_equal(found.matrix, np.array(wanted, np.float32))
     assert found.covered.tolist() == [False, True, True, True, False]
     assert found.share == 0.6
+    assert list(listed_words(path)) == list(TABLE)
 
 
 def test_lower_case_is_a_last_resort(tmp_path):
@@ -64,6 +65,16 @@ def test_bytes_in_no_encoding(tmp_path):
     with pytest.raises(UserError, match="line 4, byte offset"):
         read_vectors(path, ["cat"])
     assert read_vectors(path, ["cat"], errors="replace").covered.all()
+    assert list(listed_words(path, errors="replace")) == ["the", "cat", "Paris", "���"]
+
+
+def test_words_are_listed_as_far_as_asked_for(tmp_path):
+    path = tmp_path / "v"
+    path.write_text("4 2\na 1 0\n. . 2 0\nbroken\n")
+    words = listed_words(path)
+    assert [next(words), next(words)] == ["a", ". ."]
+    with pytest.raises(UserError, match="v, line 4: expected a word and 2 numbers"):
+        next(words)
 
 
 def test_no_words(tmp_path):
@@ -84,6 +95,8 @@ def test_no_words(tmp_path):
         (b"a 1 2\n", {"features": 3}, "v, line 1: expected vectors of 3 features, got 2"),
         (b"1 2\na 1 2\n", {"features": 3}, "v, line 1: expected vectors of 3 features, got 2"),
         (binary(), {"features": 4}, "v, line 1: expected vectors of 4 features, got 3"),
+        (b"3 2\na 1 2\nb 1 2\n", {}, "v: cut off: its first line promises 3 words, there are 2"),
+        (b"3 2\n", {}, "v: cut off: its first line promises 3 words, there are 0"),
         (b"a\nb\n", {}, "v, line 1: expected a word and its numbers, got a line without spaces"),
         (b"", {}, "v: empty, there are no word vectors in it"),
         (binary()[:-3], {}, "v: cut off or damaged: expected 3 numbers in vector 4 of 4"),

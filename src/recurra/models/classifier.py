@@ -46,7 +46,9 @@ class ClassifierSettings(WordSettings):
     hidden_size: int | tuple[int, ...] = setting(96, "units of a layer and direction, or of each layer", minimum=1)
     word_dropout: float = setting(0.1, "chance that a word is taken for an unknown one", minimum=0, maximum=0.99)
     input_dropout: float = setting(0.4, "locked dropout on word vectors", minimum=0, maximum=0.99)
-    dropout: float = setting(0.4, "locked dropout between layers", minimum=0, maximum=0.99)
+    dropout: float = setting(
+        0.4, "locked dropout between layers; in self-attention, dropout of weights and results", minimum=0, maximum=0.99
+    )
     output_dropout: float = setting(0.4, "locked dropout on the encoder's states", minimum=0, maximum=0.99)
     pooling: str = setting("max", "how states become one vector", choices=POOLINGS)
     label_smoothing: float = setting(
@@ -72,7 +74,7 @@ class ClassifierCodec(Codec[Labelled]):
         labels: that the model chooses from.
         counts: how often each was seen in training.
         kind: how texts are cut into units: ``words`` apart from symbols, ``whitespace`` where the training texts were
-            cut so already, ``characters`` or ``byte-pairs``.
+            cut so already (see :meth:`units`), ``characters`` or ``byte-pairs``.
         tokenizer: for byte pairs.
     """
 
@@ -115,8 +117,29 @@ class ClassifierCodec(Codec[Labelled]):
         return cls(words, labels, [counts[label] for label in labels], kind=kind, tokenizer=tokenizer)
 
     def units(self, text: str) -> list[str]:
-        """Cut a text into what the model reads one after the other."""
-        return _units(text, self.kind, self.tokenizer)
+        """Cut a text into what the model reads one after the other.
+
+        Where the training texts came cut into words, a text that does not is cut further: at words that are unknown,
+        if they have parts that are known.
+        """
+        units = _units(text, self.kind, self.tokenizer)
+        if self.kind != "whitespace" or all(map(self.words.knows, units)):
+            return units
+        return [part for unit in units for part in self._parts(unit)]
+
+    def _parts(self, unit: str) -> list[str]:
+        parts = [unit] if self.words.knows(unit) else _units(unit, "words", None)
+        return parts if any(map(self.words.knows, parts)) else [unit]
+
+    def summary(self) -> str:
+        """How texts are cut, what labels there are; as in :class:`~recurra.models.task.Codec`."""
+        cut = "cut into words already" if self.kind == "whitespace" else f"cut into {self.kind}"
+        found = f"texts: {cut}; {len(self.labels):,} labels, the most frequent {self.labels[0]!r}"
+        return "; ".join(filter(None, (found, self.words.summary())))
+
+    def reload(self, settings: ClassifierSettings) -> None:
+        """As in :class:`~recurra.models.task.Codec`."""
+        self.words.reload(settings)
 
     def encode(self, example: Labelled, *, targets: bool = True) -> Encoded:
         """Turn a text into arrays: those of :meth:`Words.encode`, and the number of its ``label``, int64.
@@ -223,7 +246,7 @@ class Classifier(TaskModel):
     def settle(
         cls, settings: ClassifierSettings, examples: Sequence[Labelled], codec: ClassifierCodec
     ) -> ClassifierSettings:
-        """Choose the size of word vectors."""
+        """Choose what is left open of word vectors and encoder."""
         return settle_words(settings, codec.words)
 
     def loss(self, batch: ExampleBatch) -> Tensor:
@@ -235,18 +258,16 @@ class Classifier(TaskModel):
         nats = F.cross_entropy(self.scores(pooled)[scored], labels[scored], reduction="none", label_smoothing=smoothing)
         return (nats * self.weights[labels[scored]]).sum()
 
-    def predict(self, batch: ExampleBatch, *, attention: bool = False, **options: Any) -> list[Any]:
+    def predict(self, batch: ExampleBatch, *, attention: bool = False) -> list[Any]:
         """As in :class:`~recurra.models.task.TaskModel`.
 
         Args:
             batch: encoded without targets.
             attention: give ``weights`` too, how much of each of :meth:`ClassifierCodec.units` attention took.
-            options: there are no others.
 
         Raises:
             UserError: weights are asked for, and the model pools in another way.
         """
-        assert not options, options
         if attention and self.pooling.kind != "attention":
             raise UserError(f"only pooling by attention has weights, this model pools by {self.pooling.kind}")
         pooled, states = self._pooled(batch)
@@ -280,9 +301,12 @@ class Classifier(TaskModel):
 
         Returns:
             The predictions for what was read so far, as if each text ended there; and the new state.
+
+        Raises:
+            ValueError: a text of no units, or several.
         """
         before: _Running = state
-        found, encoder = self.encoder.step(self.words(batch)[0], before.encoder)
+        found, encoder = self.encoder.step(self.words.step(batch), before.encoder)
         pooled, mass, highest = found, before.mass, before.highest
         match self.pooling.kind:
             case "max":

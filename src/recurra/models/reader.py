@@ -47,6 +47,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
 LONGEST_SENTENCE = 64  # tokens; a longer one is cut: what is read side by side should be of about one length
 OTHER = 0  # the answer that stands for all that training did not have
+SKIPPED = -1  # token where an answer begins that is not learnt from
 EXAMINED = 1000  # examples that the kind of memory is chosen by
 
 
@@ -107,12 +108,16 @@ class ReaderCodec(Codec[Question]):
         answers: counts of those to choose from, by their text; None where answers are spans.
         longest_answer: tokens of the longest span in training.
         unanswerable: whether training had questions without an answer.
+
+    Attributes:
+        skipped: how many answers that were encoded so far are not where they are said to be.
     """
 
     def __init__(
         self, words: Words, answers: Mapping[str, int] | None, *, longest_answer: int, unanswerable: bool
     ) -> None:
         self.words, self.longest_answer, self.unanswerable = words, longest_answer, unanswerable
+        self.skipped = 0
         self.answers = None if answers is None else dict(answers)
         self.choices = [""] if answers is None else ["", *answers]  # by id; the first is OTHER
         self._ids = {answer: number for number, answer in enumerate(self.choices)}
@@ -124,11 +129,15 @@ class ReaderCodec(Codec[Question]):
 
     @classmethod
     def build(cls, examples: Sequence[Question], settings: ReaderSettings) -> Self:
-        """As in :class:`~recurra.models.task.Codec`. Answers are spans if all have a place in the text."""
+        """As in :class:`~recurra.models.task.Codec`. Answers are spans if most have a place in the text.
+
+        Raises:
+            UserError: there are no answers, or answers are to be spans and none is where it is said to be.
+        """
         given = [answer for example in examples for answer in example.answers]
         if not given:
             raise UserError("expected questions with answers to learn from, got none")
-        spans = all(answer.start is not None for answer in given)
+        spans = sum(answer.start is not None for answer in given) * 2 > len(given)
         spans = spans if settings.answer is None else settings.answer == "span"
         words = Words.build(_texts(examples), settings)
         if not spans:
@@ -137,7 +146,14 @@ class ReaderCodec(Codec[Question]):
                 answer: counts[answer] for answer in sorted(counts, key=lambda answer: (-counts[answer], answer))
             }
             return cls(words, answers, longest_answer=1, unanswerable=False)
-        sizes = [end - begin + 1 for begin, end in (_span(example) for example in examples if example.answers)]
+        asked = [example for example in examples if example.answers]
+        sizes = [span[1] - span[0] + 1 for span in map(_span, asked) if span is not None]
+        if not sizes:
+            text, start = asked[0].answers[0]
+            raise UserError(
+                f"question {asked[0].id}: expected an answer with its place in the text, got {text[:40]!r} at"
+                f" {start}; give --answer word if answers are words from a list"
+            )
         return cls(words, None, longest_answer=max(sizes), unanswerable=any(not one.answers for one in examples))
 
     def encode(self, example: Question, *, targets: bool = True) -> Encoded:
@@ -161,8 +177,11 @@ class ReaderCodec(Codec[Question]):
         size = len(context.words) + 1
         arrays["sentences"] = np.array([*context.ends, size], np.int64)
         if targets and self.answers is None:
-            begin, end = _span(example) if example.answers else (size - 1, size - 1)
+            span = _span(example) if example.answers else (size - 1, size - 1)
+            self.skipped += span is None
+            begin, end = span or (SKIPPED, SKIPPED)
             arrays |= {"begin": np.array(begin), "end": np.array(end)}
+            targets = span is not None
         elif targets:
             if not example.answers:
                 raise UserError(f"question {example.id}: expected an answer to learn from, got none")
@@ -173,6 +192,18 @@ class ReaderCodec(Codec[Question]):
                 codes = example.context.encode("utf-32-le", "surrogatepass")
                 arrays["text"] = np.frombuffer(codes, np.int32)
         return Encoded(arrays, max(size, len(question.words) + 1), int(targets))
+
+    def reload(self, settings: ReaderSettings) -> None:
+        """As in :class:`~recurra.models.task.Codec`."""
+        self.words.reload(settings)
+
+    def summary(self) -> str | None:
+        """How many answers are not learnt from."""
+        return (
+            f"questions passed over, their answers not where they are said to be: {self.skipped:,}"
+            if self.skipped
+            else None
+        )
 
     def to_mapping(self) -> dict[str, Any]:
         """What JSON holds."""
@@ -201,19 +232,17 @@ def _texts(examples: Sequence[Question]) -> Iterator[Sequence[str]]:
             yield (*_tokens(example.context).words, SPECIAL[LINE_END])
 
 
-def _span(example: Question) -> tuple[int, int]:
-    """The first and the last token of a question's first answer, which may begin and end within a token."""
+def _span(example: Question) -> tuple[int, int] | None:
+    """The first and the last token of a question's first answer, which may begin and end within a token.
+
+    None where it is not in its place, or has neither word nor sign in it.
+    """
     text, start = example.answers[0]
-    if start is None or example.context[start : start + len(text)] != text:
-        raise UserError(
-            f"question {example.id}: expected an answer with its place in the text, got {text[:40]!r} at {start};"
-            " give --answer word if answers are words from a list"
-        )
+    if start is None or start < 0 or not example.context.startswith(text, start):
+        return None
     places = _tokens(example.context).places
     touched = [k for k, (begin, end) in enumerate(places) if begin < start + len(text) and end > start]
-    if not touched:
-        raise UserError(f"question {example.id}: the answer {text[:40]!r} has neither word nor sign in it")
-    return touched[0], touched[-1]
+    return (touched[0], touched[-1]) if touched else None
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -322,8 +351,9 @@ class Reader(TaskModel):
         found = self._look_up(batch)
         if self.codec.answers is not None:
             return self.output.loss(torch.cat((found.found, found.asked), 1), batch.arrays["answer"])
+        kept = (batch.arrays["begin"] != SKIPPED).nonzero()[:, 0]
         parts = zip(self._spans(found), ("begin", "end"), strict=True)
-        return torch.stack([-scores.gather(0, batch.arrays[name][None]).sum() for scores, name in parts]).sum()
+        return torch.stack([-scores[batch.arrays[name][kept], kept].sum() for scores, name in parts]).sum()
 
     def predict(self, batch: ExampleBatch, *, attention: bool = False, **options: Any) -> list[Any]:
         """As in :class:`~recurra.models.task.TaskModel`.

@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from recurra.nn.encoder import Encoder
 from recurra.nn.pooling import valid_steps
 from recurra.text.columns import Sentence
 from recurra.text.examples import Encoded, ExampleBatch
-from recurra.text.tag_schemes import convert, detect_scheme, spans
+from recurra.text.tag_schemes import convert, detect_scheme, parse_tag, spans
 
 __all__ = ["Tagger", "TaggerCodec", "TaggerSettings"]
 
@@ -41,7 +41,12 @@ class TaggerSettings(WordSettings):
     hidden_size: int | tuple[int, ...] = setting(128, "units of a layer and direction, or of each layer", minimum=1)
     layers: int = setting(2, "layers of the stack", minimum=1)
     input_dropout: float = setting(0.25, "locked dropout on word vectors", minimum=0, maximum=0.99)
-    dropout: float = setting(0.25, "locked dropout between layers", minimum=0, maximum=0.99)
+    dropout: float = setting(
+        0.25,
+        "locked dropout between layers; in self-attention, dropout of weights and results",
+        minimum=0,
+        maximum=0.99,
+    )
     output_dropout: float = setting(0.25, "locked dropout on the encoder's states", minimum=0, maximum=0.99)
     characters: str = setting("lstm", "what reads a word's characters", choices=("none", "lstm", "cnn"))
     output: str | None = setting(
@@ -64,12 +69,17 @@ class TaggerCodec(Codec[Sentence]):
     Args:
         words: which there are.
         tags: that the model chooses from.
-        scheme: of the data, ``bio``, ``iob1`` or ``bioes``; None where tags are not of spans.
-        learnt: the scheme that the model learns, likewise.
+        scheme: of the data, ``bio``, ``iob1``, ``bioes`` or ``bilou``; None where tags are not of spans.
+        learnt: the scheme that the model learns: one of the first three; BILOU is learnt as BIOES.
+
+    Attributes:
+        repaired: what was found in training that is not valid in the scheme of the data, and what it is read as, with
+            counts; not saved.
     """
 
     def __init__(self, words: Words, tags: Sequence[str], *, scheme: str | None, learnt: str | None) -> None:
         self.words, self.tags, self.scheme, self.learnt = words, list(tags), scheme, learnt
+        self.repaired: Counter[tuple[str, str]] = Counter()
         self._ids = {tag: number for number, tag in enumerate(self.tags)}
 
     @classmethod
@@ -78,22 +88,43 @@ class TaggerCodec(Codec[Sentence]):
         tagged = [_tags(example) for example in examples]
         scheme = detect_scheme(tagged)
         if scheme is None and settings.scheme != "keep":
-            odd = next((tag for tags in tagged for tag in tags if detect_scheme([[tag]]) is None), "none")
+            odd = next(tag for tags in tagged for tag in tags if parse_tag(tag) is None)
             raise UserError(f"scheme {settings.scheme} is for tags of spans, such as B-PER and O, got {odd}; use keep")
         learnt = scheme if settings.scheme == "keep" else settings.scheme
+        learnt = "bioes" if learnt == "bilou" else learnt
         words = Words.build((example.words for example in examples), settings)
-        if learnt is None:
+        if scheme is None or learnt is None:
             counts = Counter(itertools.chain.from_iterable(tagged))
             return cls(words, sorted(counts, key=lambda tag: (-counts[tag], tag)), scheme=None, learnt=None)
         types = sorted({span.type for tags in tagged for span in spans(tags)})
         letters = "BIES" if learnt == "bioes" else "BI"
-        return cls(words, ["O", *(f"{b}-{kind}" for kind in types for b in letters)], scheme=scheme, learnt=learnt)
+        chosen = [f"{letter}-{kind}" if kind else letter for kind in types for letter in letters]
+        codec = cls(words, ["O", *chosen], scheme=scheme, learnt=learnt)
+        pairs = (pair for tags in tagged for pair in zip(tags, convert(tags, scheme), strict=True))
+        codec.repaired.update((tag, valid) for tag, valid in pairs if tag != valid)
+        return codec
+
+    def summary(self) -> str:
+        """The scheme of the tags, and what was repaired; as in :class:`~recurra.models.task.Codec`."""
+        if self.scheme is None:
+            odd = next(tag for tag in self.tags if parse_tag(tag) is None)
+            found = f"tags: {len(self.tags):,} kinds, not of spans (such as {odd})"
+        else:
+            found = f"tags: of spans, in {self.scheme}"
+        if self.repaired:
+            shown = ", ".join(f"{tag} as {valid}" for (tag, valid), _ in self.repaired.most_common(3))
+            found += f"; {self.repaired.total():,} are not valid there and are read as others: {shown}"
+        return "; ".join(filter(None, (found, self.words.summary())))
+
+    def reload(self, settings: TaggerSettings) -> None:
+        """As in :class:`~recurra.models.task.Codec`."""
+        self.words.reload(settings)
 
     def encode(self, example: Sentence, *, targets: bool = True) -> Encoded:
         """Turn a sentence into arrays: those of :meth:`Words.encode`, and int64 ``tags [time]``.
 
-        Tags of spans are repaired where they are not valid. A sentence with a tag that training had not is read, but
-        not scored: all of its targets are ``UNSCORED``.
+        Tags of spans are repaired where they are not valid; what is no such tag counts as O. A sentence with a tag that
+        training had not is read, but not scored: all of its targets are ``UNSCORED``.
 
         Raises:
             UserError: targets are asked for, and there are none, or not one for each word.
@@ -102,7 +133,7 @@ class TaggerCodec(Codec[Sentence]):
         if not targets:
             return Encoded(arrays, len(example.words), 0)
         tags: Sequence[str] = _tags(example)
-        if self.learnt is not None and detect_scheme([tags]) is not None:
+        if self.learnt is not None:
             tags = convert(tags, self.learnt)
         ids = np.array([self._ids.get(tag, UNSCORED) for tag in tags], np.int64)
         if (ids == UNSCORED).any():
@@ -146,6 +177,13 @@ def _shown(example: Sentence) -> str:
     return repr(words if len(words) <= 60 else f"{words[:57]}...")
 
 
+class _Running(NamedTuple):
+    """What is known of sentences that are read a word at a time."""
+
+    encoder: State
+    last: Tensor | None  # [N]: tags of the last words
+
+
 class Tagger(TaskModel):
     """A tag for every word.
 
@@ -165,6 +203,9 @@ class Tagger(TaskModel):
         self.words = WordReader(settings, codec.words)
         self.encoder = Encoder(settings, self.words.output_size)
         self.emissions = nn.Linear(self.encoder.output_size, len(codec.tags))
+        self._allowed = None  # all tags may follow all others
+        if settings.constrained and codec.learnt is not None:
+            self._allowed = bio_constraints([parse_tag(tag) or ("O", "") for tag in codec.tags], codec.learnt)
         self.crf = self._field() if settings.output == "crf" else None
 
     @classmethod
@@ -184,7 +225,7 @@ class Tagger(TaskModel):
         valid = valid_steps(lengths.to(targets.device), len(targets))
         return F.cross_entropy(emissions[valid], targets[valid], reduction="sum", ignore_index=UNSCORED)
 
-    def predict(self, batch: ExampleBatch, *, probabilities: bool = False, **options: Any) -> list[Any]:
+    def predict(self, batch: ExampleBatch, *, probabilities: bool = False) -> list[Any]:
         """As in :class:`~recurra.models.task.TaskModel`.
 
         Args:
@@ -192,12 +233,10 @@ class Tagger(TaskModel):
             probabilities: give ``{"tags": [...], "probabilities": [{tag: probability}, ...]}`` for each sentence. They
                 are those of single words, given the sentence: a softmax's, or a CRF's marginals. The tags there are
                 those of the scheme that was learnt.
-            options: there are no others.
         """
-        assert not options, options
         emissions, lengths = self._emissions(batch), batch.lengths["words"]
         field = self.crf
-        if field is None and self.settings.constrained and self.codec.learnt is not None:
+        if field is None and self._allowed is not None:
             field = self._field().to(emissions)
         best = emissions.argmax(-1) if field is None else field.decode(emissions, lengths)[0]
         rows = best.t().tolist() if len(best) else [[]] * batch.size
@@ -219,7 +258,7 @@ class Tagger(TaskModel):
 
         Raises:
             UserError: tags depend on words that come later: the encoder is bidirectional or the like, the output is a
-                CRF, or the scheme of the data has to be told from the next tag.
+                CRF, or the scheme is one in which a tag says whether its span ends.
         """
         self.encoder.check_streams()
         if self.crf is not None:
@@ -231,7 +270,12 @@ class Tagger(TaskModel):
                 f"this model cannot tag a word at a time: it learnt {self.codec.learnt} tags, and makes"
                 f" {self.codec.scheme} ones of them at the end; train with --scheme keep"
             )
-        return self.encoder.start(batch_size)
+        if self.codec.learnt == "bioes" and self._allowed is not None:
+            raise UserError(
+                "this model cannot tag a word at a time: a bioes tag says whether its span ends, which depends on the"
+                " words that follow; train with --scheme bio on tags that are so, or with --no-constrained"
+            )
+        return _Running(self.encoder.start(batch_size), None)
 
     def step(self, batch: ExampleBatch, state: State) -> tuple[list[str], State]:
         """Read one word of every sentence, and tag it by what was read so far.
@@ -241,10 +285,20 @@ class Tagger(TaskModel):
             state: what was read before.
 
         Returns:
-            A tag for each, the likeliest by itself; and the new state.
+            A tag for each, the likeliest of those that may follow the one before; and the new state.
+
+        Raises:
+            ValueError: a sentence of no words, or several.
         """
-        states, state = self.encoder.step(self.words(batch)[0], state)
-        return [self.codec.tags[number] for number in self.emissions(states).argmax(-1).tolist()], state
+        before: _Running = state
+        states, encoder = self.encoder.step(self.words.step(batch), before.encoder)
+        scores = self.emissions(states)
+        if self._allowed is not None:
+            starts, transitions = (part.to(scores.device) for part in (self._allowed.starts, self._allowed.transitions))
+            allowed = starts.expand_as(scores) if before.last is None else transitions[before.last]
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        last = scores.argmax(-1)
+        return [self.codec.tags[number] for number in last.tolist()], _Running(encoder, last)
 
     def _emissions(self, batch: ExampleBatch) -> Tensor:
         """Scores ``[time, batch, tags]``; what stands in padding means nothing."""
@@ -254,6 +308,4 @@ class Tagger(TaskModel):
 
     def _field(self) -> LinearChainCRF:
         """A field of the tags, in which all that is allowed is as good, before it is trained."""
-        learnt, tags = self.codec.learnt, self.codec.tags
-        allowed = None if learnt is None else bio_constraints(tags, learnt)
-        return LinearChainCRF(len(tags), allowed=allowed, labels=tags)
+        return LinearChainCRF(len(self.codec.tags), allowed=self._allowed, labels=self.codec.tags)

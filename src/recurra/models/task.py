@@ -51,6 +51,20 @@ class Codec(ABC, Generic[Example]):
             UserError: an example that cannot be learnt from, in one line.
         """
 
+    def summary(self) -> str | None:
+        """What a user should know of what was built, in a line; None where there is nothing to be said."""
+        return None
+
+    def reload(self, settings: Any) -> None:
+        """Read anew what is not saved with the codec, before a model is made of it that starts from the beginning.
+
+        Args:
+            settings: of the model.
+
+        Raises:
+            UserError: it is not there, or not what it was.
+        """
+
     @abstractmethod
     def to_mapping(self) -> dict[str, Any]:
         """What JSON holds."""
@@ -85,14 +99,15 @@ class TaskModel(nn.Module, ABC):
         """Summed loss in nats over all that is to be predicted in a batch of one example or more."""
 
     @abstractmethod
-    def predict(self, batch: ExampleBatch, **options: Any) -> list[Any]:
+    def predict(self, batch: ExampleBatch, *args: Any, **options: Any) -> list[Any]:
         """A prediction for each example of a batch; called in evaluation mode, without gradients.
 
         What a prediction is, the model's docstring says; it is made of plain Python values, ready for JSON.
 
         Args:
             batch: encoded without targets.
-            options: of decoding, such as ``beam``.
+            args: there are none; with them a subclass may name its options.
+            options: of decoding, such as ``beam``; one that the model does not have is a TypeError.
         """
 
     @classmethod
@@ -105,13 +120,13 @@ class TaskModel(nn.Module, ABC):
     def forward(self, batch: ExampleBatch, state: None = None) -> tuple[LossSum, None]:
         """The training loss of a batch, as the Trainer asks for it; there is no state from batch to batch."""
         if batch.size == 0:  # this process's share, where there are more processes than examples
-            return LossSum(next(self.parameters()).sum() * 0, 0), None
+            return LossSum(next(part for part in self.parameters() if part.requires_grad).sum() * 0, 0), None
         return LossSum(self.loss(batch), batch.tokens), None
 
     @property
     def parameters_count(self) -> int:
         """How many numbers were learnt."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: the parameters by name."""

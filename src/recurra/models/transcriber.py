@@ -10,9 +10,10 @@ Letters in shapes: T frames, N recordings, D features of a frame, U symbols of a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -25,20 +26,26 @@ from torch import Tensor, nn
 from recurra.config import UserError, from_mapping, setting, to_mapping
 from recurra.models.task import Codec, TaskModel
 from recurra.nn.ctc import BLANK, ctc_loss, greedy, prefix_beam_search
-from recurra.nn.encoder import Encoder, EncoderSettings
+from recurra.nn.encoder import Encoder, EncoderSettings, settle_encoder
 from recurra.nn.pooling import valid_steps
 from recurra.text.examples import Encoded, ExampleBatch
 from recurra.text.features import SMALLEST_DEVIATION, Features, FeatureSettings, read_features, read_wav
 from recurra.text.readers import Recording
+from recurra.text.tokenizer import Tokenizer
+from recurra.text.vocabulary import LINE_END, UNKNOWN
 
 __all__ = ["Transcriber", "TranscriberCodec", "TranscriberSettings"]
 
 SPACE = " "
+WORDS_KEPT = 100_000  # beginnings of words, of which a search asks again and again
 SKIPPED = -1  # frames needed by a transcript that is not learnt from
 REDUCTIONS = (3, 2, 1)  # that are chosen from
 FRAMES_PER_SYMBOL = 2  # that a reduction should leave
+FITTING_SHARE = 0.99  # of the recordings that it should leave them: one odd transcript decides nothing
 LONGEST_SHARE = 0.2  # of a recording that a time mask covers, at most (Park et al. 2019, section 2: p)
-AUGMENTED = {"time_masks": 2, "frequency_masks": 2, "speed": 0.1, "noise": 0.1}  # by --augment
+WIDEST_SHARE = 0.25  # of the features that a frequency mask covers, at most
+# By --augment; neighbouring features are a band in sound only.
+AUGMENTED = {"time_masks": 2, "frequency_masks": 2, "speed": 0.1, "noise": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,7 @@ class TranscriberSettings(EncoderSettings, FeatureSettings):
     units: str = setting("characters", "what transcripts are made of", choices=("characters", "words"))
     reduction: int | None = setting(
         None,
-        f"frames that become one; auto is up to {REDUCTIONS[0]}, with {FRAMES_PER_SYMBOL} left for every symbol",
+        f"frames that become one; auto is up to {REDUCTIONS[0]}, with {FRAMES_PER_SYMBOL} left for nearly all symbols",
         minimum=1,
     )
     reduce_by: str = setting(
@@ -64,8 +71,10 @@ class TranscriberSettings(EncoderSettings, FeatureSettings):
     augment: bool = setting(False, "vary recordings in training, for small data: turns on what is left at auto")
     time_masks: int | None = setting(None, "stretches of each recording that are hidden in training", minimum=0)
     time_mask: int = setting(20, "longest of them, in frames", minimum=1)
-    frequency_masks: int | None = setting(None, "bands of neighbouring features that are hidden in training", minimum=0)
-    frequency_mask: int = setting(8, "widest of them, in features", minimum=1)
+    frequency_masks: int | None = setting(
+        None, "bands of neighbouring features that are hidden in training; --augment hides none but of sound", minimum=0
+    )
+    frequency_mask: int = setting(8, "widest of them, in features; a quarter of all at most", minimum=1)
     speed: float | None = setting(None, "largest change of speed in training, 0.1 for 10%", minimum=0, maximum=0.9)
     noise: float | None = setting(None, "noise in training, in standard deviations of each feature", minimum=0)
 
@@ -139,9 +148,7 @@ class TranscriberCodec(Codec[Recording]):
         reduction = settings.reduction
         if reduction is None:
             pairs = [(len(kept[one.path]), _needed(own)) for one, own in zip(examples, transcripts, strict=True)]
-            reduction = next(
-                (r for r in REDUCTIONS if all(-(-have // r) >= FRAMES_PER_SYMBOL * need for have, need in pairs)), 1
-            )
+            reduction = _reduction(pairs, settings.skip_impossible)
         codec = cls(
             symbols,
             settings.units,
@@ -185,10 +192,15 @@ class TranscriberCodec(Codec[Recording]):
         arrays["needed"] = np.array(needed)
         return Encoded(arrays, len(features), 0 if needed == SKIPPED else max(1, len(symbols)))
 
+    def summary(self) -> str:
+        """How many frames become one, and how many transcripts did not fit into theirs."""
+        skipped = f"; {self.skipped:,} with more symbols than frames are left out" if self.skipped else ""
+        return f"recordings: {self.reduction} of their frames become one{skipped}"
+
     def decode(self, symbols: Sequence[int]) -> str:
-        """The text that symbols, by number, stand for."""
+        """The text that symbols, by number, stand for, with single spaces between words."""
         joint = "" if self.units == "characters" else SPACE
-        return joint.join(self.symbols[number - BLANK - 1] for number in symbols)
+        return SPACE.join(joint.join(self.symbols[number - BLANK - 1] for number in symbols).split())
 
     def symbol(self, text: str) -> int | None:
         """The number of a symbol; None where it is none."""
@@ -221,6 +233,20 @@ def _feature_settings(examples: Sequence[Recording], settings: TranscriberSettin
     )
     sounds = [example.path for example in examples if example.path.suffix.lower() != ".npy"]
     return replace(own, rate=read_wav(sounds[0])[1]) if own.rate is None and sounds else own
+
+
+def _reduction(pairs: Sequence[tuple[int, int]], skip_impossible: bool) -> int:
+    """How many frames may become one; from the frames that each recording has, and those that its symbols need.
+
+    None that fits as it is becomes impossible by a reduction that nobody asked for, unless those are skipped.
+    """
+    for reduction in REDUCTIONS:
+        frames = [(-(-have // reduction), have, need) for have, need in pairs]
+        well = sum(left >= FRAMES_PER_SYMBOL * need for left, _, need in frames)
+        lost = not skip_impossible and any(left < need <= have for left, have, need in frames)
+        if well >= FITTING_SHARE * len(pairs) and not lost:
+            return reduction
+    return 1
 
 
 def _check_size(features: Features, size: int, example: Recording, why: str) -> None:
@@ -294,9 +320,11 @@ class Transcriber(TaskModel):
         cls, settings: TranscriberSettings, examples: Sequence[Recording], codec: TranscriberCodec
     ) -> TranscriberSettings:
         """Take reduction and rate from the codec, and what ``augment`` stands for."""
-        unset = [name for name in AUGMENTED if getattr(settings, name) is None]
-        varied: dict[str, Any] = {name: AUGMENTED[name] if settings.augment else 0 for name in unset}
-        return replace(settings, reduction=codec.reduction, rate=codec.features.rate, **varied)
+        wanted = AUGMENTED if settings.augment else {}
+        if codec.features.rate is None:
+            wanted = wanted | {"frequency_masks": 0}
+        varied: dict[str, Any] = {name: wanted.get(name, 0) for name in AUGMENTED if getattr(settings, name) is None}
+        return replace(settle_encoder(settings), reduction=codec.reduction, rate=codec.features.rate, **varied)
 
     def loss(self, batch: ExampleBatch) -> Tensor:
         """Summed -log p of the transcripts."""
@@ -342,15 +370,17 @@ class Transcriber(TaskModel):
             options: there are no others.
 
         Raises:
-            UserError: a language model whose tokens do not fit the symbols; a beam below 1.
+            UserError: a language model whose tokens do not fit the symbols; a beam below 1, or below ``n_best``.
         """
         assert not options, options
+        if beam < 1:
+            raise UserError(f"beam: expected at least 1, got {beam}")
+        if not 1 <= n_best <= beam:
+            raise UserError(f"n_best: expected 1 to {beam}, the size of the beam, got {n_best}")
         fitted = self._fitted(language_model)
-        if not len(batch.arrays["features"]):
-            return [{"text": "", "log_prob": 0.0} for _ in range(batch.size)]
         lengths = batch.lengths["features"]
         log_probs, lengths = self._log_probs(self._normalised(batch.arrays["features"], lengths), lengths)
-        if beam == n_best == 1 and language_model is None and not word_bonus:
+        if beam == 1 and language_model is None and not word_bonus:
             there = valid_steps(lengths, len(log_probs)).to(log_probs.device)
             shares = log_probs.amax(-1).masked_fill(~there, 0.0).double().sum(0).tolist()
             texts = [self.codec.decode(symbols) for symbols in greedy(log_probs, lengths)]
@@ -360,15 +390,17 @@ class Transcriber(TaskModel):
             found = prefix_beam_search(
                 log_probs[:length, column], beam, **fitted, lm_weight=lm_weight, word_bonus=word_bonus
             )
-            listed = [
-                {
-                    "text": self.codec.decode(one.symbols),
-                    "log_prob": one.ctc,
-                    "language_model": one.language_model,
-                    "score": one.score,
-                }
-                for one in found[:n_best]
-            ]
+            different: dict[str, dict[str, Any]] = {}
+            for one in found:
+                text = self.codec.decode(one.symbols)
+                if text in different:  # it is there with other spaces
+                    more = float(np.logaddexp(different[text]["log_prob"], one.ctc)) - different[text]["log_prob"]
+                    different[text]["log_prob"] += more
+                    different[text]["score"] += more
+                    continue
+                scores = {"log_prob": one.ctc, "language_model": one.language_model, "score": one.score}
+                different[text] = {"text": text, **scores}
+            listed = sorted(different.values(), key=lambda one: -one["score"])[:n_best]
             prediction: dict[str, Any] = {"text": listed[0]["text"], "log_prob": listed[0]["log_prob"]}
             predictions.append(prediction | ({"alternatives": listed} if n_best > 1 else {}))
         return predictions
@@ -432,6 +464,8 @@ class Transcriber(TaskModel):
 
     def _log_probs(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of blank and symbols ``[T, N, 1 + symbols]`` of reduced frames; how many there are."""
+        if not len(frames):
+            return frames.new_zeros(0, frames.shape[1], self.output.out_features), lengths
         frames = F.pad(frames, (0, 0, 0, 0, 0, -len(frames) % self.reduction))
         vectors, _ = self._reduced(frames, frames.new_zeros(frames.shape[1], self.reduction * frames.shape[2]))
         lengths = (lengths + self.reduction - 1) // self.reduction
@@ -452,6 +486,9 @@ class Transcriber(TaskModel):
 
     def _varied(self, frames: Tensor, lengths: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Recordings as they might be: at another speed, noisy, with parts hidden (SpecAugment: Park et al. 2019).
+
+        A band is hidden in all frames that were joined. A stretch of time is one of joined frames: what they have in
+        common with the frame before and after it stays to be seen, which is little beside the rest of the stretch.
 
         Args:
             frames: normalised, ``[T, N, D]``.
@@ -475,15 +512,18 @@ class Transcriber(TaskModel):
             ends = news
         if chosen.noise:
             frames = frames + chosen.noise * torch.randn_like(frames)
-        steps, bands = torch.arange(len(frames), device=device)[:, None], torch.arange(size, device=device)
+        sound = self.codec.features
+        own = sound.mels if sound.rate is not None and size == sound.size else size  # features of a frame by itself
+        widest = min(chosen.frequency_mask, int(own * WIDEST_SHARE))
+        steps, bands = torch.arange(len(frames), device=device)[:, None], torch.arange(size, device=device) % own
         hidden = ~valid_steps(ends, len(frames))[..., None]
         for _ in range(chosen.time_masks or 0):
             width = torch.rand(batch, device=device) * (ends * LONGEST_SHARE).clamp(max=chosen.time_mask)
             begin = torch.rand(batch, device=device) * (ends - width)
             hidden = hidden | ((steps >= begin) & (steps < begin + width))[..., None]
         for _ in range(chosen.frequency_masks or 0):
-            width = (torch.rand(batch, 1, device=device) * (min(chosen.frequency_mask, size - 1) + 1)).floor()
-            begin = (torch.rand(batch, 1, device=device) * (size - width + 1)).floor()
+            width = (torch.rand(batch, 1, device=device) * (widest + 1)).floor()
+            begin = (torch.rand(batch, 1, device=device) * (own - width + 1)).floor()
             hidden = hidden | ((bands >= begin) & (bands < begin + width))
         return frames.masked_fill(hidden, 0.0), ends.cpu()
 
@@ -497,24 +537,23 @@ class Transcriber(TaskModel):
             return {}
         tokenizer, units = language_model.tokenizer, self.codec.units
         given = {"language_model": language_model.model}
-        id_of = _token_of(tokenizer)
-        words = tokenizer.kind in ("words", "whitespace")
-        if tokenizer.kind == units or (words and units == "words"):
-            return {**given, "tokens": [0, *map(id_of, self.codec.symbols)]}
-        if words:
-            separator = self.codec.symbol(SPACE)
-            if separator is None:
-                raise UserError(
-                    "this model has learnt no spaces, and cannot tell a language model of words where they end; give"
-                    " one of characters"
-                )
-            return {**given, "separator": separator, "word_token": lambda symbols: id_of(self.codec.decode(symbols))}
-        raise UserError(
-            f"a language model of {tokenizer.kind} cannot judge transcripts made of {units}; give one of"
-            f" {'characters or words' if units == 'characters' else 'words'}"
-        )
+        if units == "words" and tokenizer.kind == "characters":
+            raise UserError(
+                "a language model of characters cannot judge transcripts made of words; give one of words or byte pairs"
+            )
+        if units == "words" or tokenizer.kind == "characters":
+            return {**given, "tokens": [(), *(_tokens(tokenizer, symbol) for symbol in self.codec.symbols)]}
+        separator = self.codec.symbol(SPACE)
+        if separator is None:
+            raise UserError(
+                f"this model has learnt no spaces, and cannot tell a language model of {tokenizer.kind} where words"
+                " end; give one of characters"
+            )
+        words = functools.lru_cache(WORDS_KEPT)(lambda symbols: _tokens(tokenizer, self.codec.decode(symbols)))
+        return {**given, "separator": separator, "word_tokens": words}
 
 
-def _token_of(tokenizer: Any) -> Callable[[str], int]:
-    """From a character or word to the token of a language model."""
-    return lambda text: int(tokenizer.id(text.lower() if tokenizer.lowercase else text))
+def _tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """The tokens of a language model for a symbol or a word; one that looks like the line's end is not the end."""
+    ids = tokenizer.encode(text).tolist()
+    return tuple(UNKNOWN if id == LINE_END else id for id in ids)

@@ -13,74 +13,68 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.beam import Hypothesis, beam_search
 from recurra.config import UserError, setting
-from recurra.models.task import Codec, TaskModel
+from recurra.models.task import TaskModel
+from recurra.models.translation import TranslationCodec, TranslationSettings
 from recurra.nn.attention import ATTENTIONS, Attention, Memory
-from recurra.nn.cells import LSTMState
+from recurra.nn.cells import LSTMState, drive
 from recurra.nn.dropout import locked_mask
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
-from recurra.nn.encoder import CELLS, RESIDUAL_FROM, Encoder, EncoderSettings
+from recurra.nn.encoder import CELLS, RESIDUAL_FROM, Encoder, EncoderSettings, settle_encoder
 from recurra.nn.pooling import valid_steps
 from recurra.nn.recurrent import StackState
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
-from recurra.text.documents import Document, Text
-from recurra.text.examples import Encoded, ExampleBatch
+from recurra.nn.unrolled import unroll
+from recurra.text.examples import ExampleBatch
 from recurra.text.readers import Pair
-from recurra.text.tokenizer import (
-    Tokenizer,
-    TokenizerSettings,
-    build_tokenizer,
-    join_words,
-    split_words,
-    tokenizer_from_mapping,
-    word_kind,
-)
 from recurra.text.vocabulary import LINE_END, UNKNOWN
 
-__all__ = ["Reading", "TranslationCodec", "Translator", "TranslatorSettings"]
+__all__ = ["Decoder", "Reading", "Translator", "TranslatorSettings"]
 
-UNITS = ("words", "byte-pairs", "characters")
 ADAPTIVE_FROM = 30_000  # target tokens from which the output layer is adaptive, where it is chosen automatically
 SMOOTHING = 0.1  # Vaswani et al. 2017, and most since
+DECODER_LAYERS = 2  # one that asks what to look up, one that reads what was found
 SCORES_AT_ONCE = 2**22  # log-probabilities of a step of the search: 16 MiB
+
+Look = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslatorSettings(EncoderSettings):
+class TranslatorSettings(EncoderSettings, TranslationSettings):
     """What a translator is made of; ``None`` is settled from the data before the model is built.
 
     Raises:
         UserError: settings that do not go together.
     """
 
+    layers: int = setting(2, "layers of the encoder", minimum=1)
     input_dropout: float = setting(0.1, "locked dropout on token vectors of both sides", minimum=0, maximum=0.99)
     dropout: float = setting(0.2, "locked dropout between layers", minimum=0, maximum=0.99)
     output_dropout: float = setting(
         0.2, "locked dropout on the encoder's states and before the output layer", minimum=0, maximum=0.99
     )
-    units: str = setting("byte-pairs", "what a token is", choices=UNITS)
-    vocabulary_size: int | None = setting(None, "most tokens in a vocabulary", minimum=3)
-    min_count: int | None = setting(None, "least count of a token in the training text", minimum=1)
-    lowercase: bool = setting(False, "make all letters small, on both sides")
-    joint: bool = setting(False, "one vocabulary for source and target")
+    word_dropout: float = setting(
+        0.05, "chance that a token's vector is left out, all over a batch, on both sides", minimum=0, maximum=0.99
+    )
     embedding_size: int | None = setting(None, "size of a token's vector", minimum=1)
     decoder_size: int | None = setting(None, "units of a layer of the decoder", minimum=1)
-    decoder_layers: int | None = setting(None, "layers of the decoder", minimum=1)
+    decoder_layers: int | None = setting(
+        None, f"layers of the decoder; auto is {DECODER_LAYERS} with attention, else as many as the encoder", minimum=1
+    )
     attention: str = setting("general", "how the decoder looks up the source", choices=(*ATTENTIONS, "none"))
     input_feeding: bool = setting(False, "the decoder reads what it looked up a step before; slower to train")
-    tie: str = setting(
-        "output",
-        "share the target's token vectors with the output layer, or the source's too",
+    tie: str | None = setting(
+        None,
+        "share the target's token vectors with the output layer, or the source's too; auto is all of one vocabulary",
         choices=("none", "output", "all"),
     )
     output: str | None = setting(None, "output layer", choices=("full", "adaptive"))
@@ -88,15 +82,15 @@ class TranslatorSettings(EncoderSettings):
         None, "share of the probability that training spreads over all tokens", minimum=0, maximum=0.99
     )
     scheduled_sampling: float = setting(
-        0.0, "chance that in training the decoder reads its own guess, not the truth; slower", minimum=0, maximum=1
+        0.0,
+        "chance, the same all through training, that the decoder reads its own guess, not the truth; slower",
+        minimum=0,
+        maximum=1,
     )
-    copy_unknown: bool = setting(True, "write the source word looked up most in the place of an unknown word")
-    longest_source: int = setting(1000, "tokens that are read of a source", minimum=1)
-    longest_target: int = setting(500, "tokens of a target that are learnt from, or written", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tie == "all" and not self.joint:
+        if self.tie == "all" and self.joint is False:
             raise UserError("tie all shares the vectors of source and target, which needs one vocabulary: give --joint")
         if self.output == "adaptive" and self.label_smoothing:
             raise UserError(
@@ -109,114 +103,116 @@ class TranslatorSettings(EncoderSettings):
             raise UserError("input_feeding feeds what attention looked up, and there is none: choose an attention")
 
 
-class TranslationCodec(Codec[Pair]):
-    """A tokenizer for each side, or one for both. A source and a target both end with ``<eos>``.
+# ---- the decoder ----------------------------------------------------------------------------------------------------
 
-    White space is one space between words, whatever it was. Of what is longer than the longest that is read, the rest
-    is left out, and then a target has no end that could be learnt.
 
-    Arrays: ``source`` and, with targets, ``target``: ids with their ``<eos>``. Without targets, where unknown words are
-    to be copied, ``text``: the code points of the source.
+class Masks(NamedTuple):
+    """What is dropped of the decoder, the same at all steps of a target; None where nothing is.
 
     Attributes:
-        source: tokenizer of sources.
-        target: tokenizer of targets; the same object where the vocabulary is joint.
-        longest_source: tokens read of a source.
-        longest_target: tokens read of a target.
-        copies: whether a prediction may copy words of the source.
+        words: of token vectors, [R, E].
+        between: of what each layer above the first reads of the one below, [R, features].
+        recurrent: of each layer's state before a step, [R, H].
+        vectors: of what the output layer sees, [R, W].
+    """
+
+    words: Tensor | None
+    between: list[Tensor | None]
+    recurrent: list[Tensor | None]
+    vectors: Tensor | None
+
+
+class Decoder(nn.Module):
+    """Recurrent layers, of which those above the first may read what attention found beside what is below them.
+
+    Each layer is a stack of its own: so what is dropped can be given to it, and be the same whether all steps are taken
+    at once or one by one.
+
+    Args:
+        settings: cell, connections, normalisation.
+        input_size: features that the first layer reads.
+        width: H.
+        layers: how many.
+        context_size: features that attention finds, where layers read them; else 0.
     """
 
     def __init__(
-        self, source: Tokenizer, target: Tokenizer, *, longest_source: int, longest_target: int, copies: bool
+        self, settings: TranslatorSettings, input_size: int, width: int, layers: int, context_size: int
     ) -> None:
-        self.source, self.target = source, target
-        self.longest_source, self.longest_target = longest_source, longest_target
-        self.copies = copies
-
-    @property
-    def joint(self) -> bool:
-        """Whether both sides have one vocabulary."""
-        return self.source is self.target
-
-    @classmethod
-    def build(cls, examples: Sequence[Pair], settings: TranslatorSettings) -> Self:
-        """Count tokens and choose the vocabularies.
-
-        Raises:
-            UserError: there is no pair, or one without a target, or no word on one side.
-        """
-        if not examples:
-            raise UserError("there is no pair of texts to learn from")
-        sources = [_one_line(pair.source) for pair in examples]
-        targets = [_one_line(_target(pair)) for pair in examples]
-        for name, lines in (("source", sources), ("target", targets)):
-            if not any(lines):
-                raise UserError(f"every {name} text is empty: there is nothing to learn")
-        source = _tokenizer([*sources, *targets] if settings.joint else sources, settings)
-        return cls(
-            source,
-            source if settings.joint else _tokenizer(targets, settings),
-            longest_source=settings.longest_source,
-            longest_target=settings.longest_target,
-            copies=settings.copy_unknown and settings.units == "words" and settings.attention != "none",
+        super().__init__()
+        self.connections = settings.connections or ("residual" if layers >= RESIDUAL_FROM else "plain")
+        dense = self.connections == "dense"
+        self.below = [input_size + k * width if dense or not k else width for k in range(layers)]
+        options: dict[str, Any] = {"layer_norm": settings.layer_norm}
+        if settings.cell == "lstm":
+            options["forget_bias"] = 1.0
+        self.layers = nn.ModuleList(
+            CELLS[settings.cell](below + (context_size if k else 0), width, **options)
+            for k, below in enumerate(self.below)
         )
+        self.gates = nn.ModuleList()
+        for _ in range(layers - 1 if self.connections == "highway" else 0):
+            gate = nn.Linear(width, width)
+            nn.init.constant_(gate.bias, -1.0)  # at first a layer passes on most of what it reads
+            self.gates.append(gate)
 
-    def encode(self, example: Pair, *, targets: bool = True) -> Encoded:
-        """Turn a pair into ids.
-
-        Raises:
-            UserError: a target is asked for, and there is none.
-        """
-        text = _one_line(example.source)
-        source = _ids(self.source, text)[: self.longest_source]
-        arrays = {"source": np.append(source, LINE_END)}
-        if targets:
-            target = _ids(self.target, _one_line(_target(example)))
-            whole = len(target) <= self.longest_target
-            arrays["target"] = np.append(target, LINE_END) if whole else target[: self.longest_target]
-        length, count = max(map(len, arrays.values())), len(arrays.get("target", ()))
-        if self.copies and not targets:
-            arrays["text"] = np.array([ord(character) for character in text], np.int64)
-        return Encoded(arrays, length, count)
-
-    def source_words(self, text: str) -> list[str]:
-        """The words of a source, in the order of its ids, as they were written; for vocabularies of words."""
-        chunks = text.split()
-        return chunks if self.source.kind == "whitespace" else [word for chunk in chunks for word in split_words(chunk)]
-
-    def decode(self, ids: Iterable[int], copied: Mapping[int, str] | None = None) -> str:
-        """The text of a target's ids.
+    def forward(
+        self,
+        words: Tensor,
+        hidden: StackState,
+        masks: Masks | None = None,
+        *,
+        look: Look | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, StackState]:
+        """Read token vectors.
 
         Args:
-            ids: without the end.
-            copied: what to write in place of unknown words, by their position.
+            words: [T, R, E].
+            hidden: state before, entries [layers, R, H].
+            masks: what is dropped.
+            look: from the first layer's states [T, R, H] to contexts [T, R, M], for the layers above it.
+            lengths: steps of each row; what lies beyond is not read, and what is given for it means nothing.
+
+        Returns:
+            The last layer's states [T, R, H], and the state after the last step.
         """
-        if not copied:
-            return self.target.decode(ids)
-        tokens = [copied.get(place, self.target.token(id)) for place, id in enumerate(ids)]
-        return " ".join(tokens) if self.target.kind == "whitespace" else join_words(tokens)
+        parts: list[Any] = list(hidden) if isinstance(hidden, LSTMState) else [hidden]
+        below, context = words, None
+        final = []
+        for k, layer in enumerate(self.layers):
+            reads = below if not k or masks is None else _times(below, masks.between[k - 1])
+            if context is not None:
+                reads = torch.cat((reads, context), -1)
+            before = [part[k : k + 1] for part in parts]
+            output, after = _run(layer, reads, before, None if masks is None else masks.recurrent[k], lengths)
+            final.append(after)
+            if k and self.connections == "residual":
+                output = output + below
+            elif k and self.connections == "highway":
+                share = self.gates[k - 1](below).sigmoid()
+                output = share * output + (1 - share) * below
+            if not k and look is not None:
+                context = look(output)
+            below = torch.cat((below, output), -1) if self.connections == "dense" else output
+        joined = [torch.cat(part) for part in zip(*final, strict=True)]
+        return output, LSTMState(*joined) if isinstance(hidden, LSTMState) else joined[0]
 
-    def to_mapping(self) -> dict[str, Any]:
-        """What JSON holds."""
-        return {
-            "source": None if self.joint else self.source.to_mapping(),
-            "target": self.target.to_mapping(),
-            "longest_source": self.longest_source,
-            "longest_target": self.longest_target,
-            "copies": self.copies,
-        }
 
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Turn what :meth:`to_mapping` returned back."""
-        target = tokenizer_from_mapping(mapping["target"])
-        return cls(
-            target if mapping["source"] is None else tokenizer_from_mapping(mapping["source"]),
-            target,
-            longest_source=mapping["longest_source"],
-            longest_target=mapping["longest_target"],
-            copies=mapping["copies"],
-        )
+def _run(
+    layer: Any, reads: Tensor, before: list[Tensor], mask: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Run one layer from a state, parts [1, R, H]; its states [T, R, H] and the state after the last step."""
+    if mask is None:
+        output, after = layer(reads, LSTMState(*before) if len(before) > 1 else before[0], lengths=lengths)
+        return output, list(after) if isinstance(after, LSTMState) else [after]
+    weights = layer.weights(0)
+    driven = drive(reads, weights, layer.gate_groups).unbind()
+    states, final, _ = unroll(layer.bind(weights, mask), driven, layer.state_type(*(part[0] for part in before)))
+    return torch.stack(states), [part[None] for part in final]
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
 
 
 class Reading(NamedTuple):
@@ -239,18 +235,25 @@ class Translator(TaskModel):
     r"""A conditional language model, :math:`P(y_t \mid y_{<t}, x) = \mathrm{softmax}(U \tilde h_t + b)`.
 
     Each layer of the decoder begins with a linear map of the state in which the encoder's layer of the same height
-    ended, or its last. The last layer's state :math:`h_t` asks for a context :math:`c_t` among the encoder's states,
-    and :math:`\tilde h_t = \tanh(W [c_t; h_t])` (Luong et al. 2015, equation 5; :math:`\tanh(W h_t)` without
-    attention). The context does not go back into the recurrence: so in training the decoder runs over all steps in one
-    call, and attention is one product for all of them. With input feeding (section 3.3) the decoder reads
-    :math:`[y_{t-1}; \tilde h_{t-1}]` and has to go step by step; so it has with scheduled sampling (Bengio et al.
-    2015).
+    ended, or its last. The first layer reads target tokens; its states :math:`h^1_t` ask for contexts :math:`c_t` among
+    the encoder's states, and the layers above read :math:`[h^{k-1}_t; c_t]`: the wiring of Wu et al. (2016, section
+    3), but that there the context is the one asked for a step before. The output layer sees :math:`\tilde h_t =
+    \tanh(W [c_t; h_t])` with the last layer's state :math:`h_t` (Luong et al. 2015, equation 5; :math:`\tanh(W h_t)`
+    without attention). So what was found goes into a recurrence, and yet no layer waits for one above it: in training
+    each runs over all steps in one call, and attention is one product for all of them. A decoder of one layer asks with
+    that, and nothing of the context goes back.
+
+    With input feeding (Luong et al. 2015, section 3.3) the last layer asks, and the first reads
+    :math:`[y_{t-1}; \tilde h_{t-1}]`: it has to go step by step. So it has where the decoder reads its own guesses in
+    training (scheduled sampling, Bengio et al. 2015, though their chance grows in the course of training, and here it
+    stays).
 
     A prediction is a list of the ``n_best`` likeliest targets, the best first, each a dictionary of
 
     - ``text``;
     - ``log_prob``: natural log-probability of its tokens, the end included;
     - ``score``: what they are ranked by, the log-probability over the length penalty;
+    - ``ended``: whether it came to its end, or was cut where it was as long as it may be;
     - with ``attention=True`` also ``attention``, a row for each token of the target over those of the source, and
       ``tokens`` and ``source_tokens``: which they are.
 
@@ -271,8 +274,12 @@ class Translator(TaskModel):
     def __init__(self, settings: TranslatorSettings, codec: TranslationCodec) -> None:
         super().__init__(settings, codec)
         size, width, layers = settings.embedding_size, settings.decoder_size, settings.decoder_layers
-        if size is None or width is None or layers is None or settings.output is None:
+        dropout = settings.word_dropout
+        if None in (size, width, layers, settings.output, settings.tie):
             raise ValueError("settings: there is something left to choose; see Translator.settle")
+        assert size is not None
+        assert width is not None
+        assert layers is not None
         counts = codec.target.vocabulary.counts
         vector = width if settings.tie == "none" else size  # W
         self.embedding: Embedding | AdaptiveEmbedding
@@ -280,12 +287,16 @@ class Translator(TaskModel):
         if settings.output == "adaptive":
             self.output = AdaptiveSoftmax(vector, counts)
             tied = settings.tie != "none"
-            self.embedding = AdaptiveEmbedding(self.output) if tied else Embedding(len(counts), size)
+            self.embedding = (
+                AdaptiveEmbedding(self.output, dropout=dropout)
+                if tied
+                else Embedding(len(counts), size, dropout=dropout)
+            )
         else:
-            self.embedding = Embedding(len(counts), size)
+            self.embedding = Embedding(len(counts), size, dropout=dropout)
             self.output = FullSoftmax(vector, counts, weight=None if settings.tie == "none" else self.embedding.weight)
         self.source_embedding = (
-            self.embedding if settings.tie == "all" else Embedding(len(codec.source.vocabulary), size)
+            self.embedding if settings.tie == "all" else Embedding(len(codec.source.vocabulary), size, dropout=dropout)
         )
         self.encoder = Encoder(settings, size)
         stack = self.encoder.recurrent
@@ -294,21 +305,14 @@ class Translator(TaskModel):
         self.bridges = nn.ModuleList(
             nn.Linear(parts * stack.directions * size, parts * width) for size in beside[:layers]
         )
-        connections = settings.connections or ("residual" if layers >= RESIDUAL_FROM else "plain")
-        self.decoder: Any = CELLS[settings.cell](
-            size + vector * settings.input_feeding,
-            width,
-            layers,
-            connections=connections,
-            layer_norm=settings.layer_norm,
-            between_dropout=settings.dropout,
-            recurrent_dropout=settings.recurrent_dropout,
-            **({"forget_bias": 1.0} if settings.cell == "lstm" else {}),
-        )
+        found = 0  # features that attention finds
         self.attention = None
         if settings.attention != "none":
-            self.attention = Attention(width, self.encoder.output_size, settings.attention)
-        self.combine = nn.Linear(width + (self.encoder.output_size if self.attention else 0), vector)
+            self.attention, found = Attention(width, self.encoder.output_size, settings.attention), stack.output_size
+        self._first_asks = found > 0 and layers > 1 and not settings.input_feeding
+        read = size + vector * settings.input_feeding
+        self.decoder = Decoder(settings, read, width, layers, found if self._first_asks else 0)
+        self.combine = nn.Linear(width + found, vector)
         self._vector, self._lstm = vector, settings.cell == "lstm"
 
     @classmethod
@@ -318,8 +322,9 @@ class Translator(TaskModel):
         """Settings with nothing left to choose.
 
         Token vectors and decoder are as wide as the encoder's first layer, the decoder as wide as the encoder's states
-        where attention is a dot product with them, and as deep as the encoder. The output layer is full below 30,000
-        tokens, and labels are smoothed by 0.1 where it is.
+        where attention is a dot product with them, of two layers with attention, and as deep as the encoder without.
+        The output layer is full below 30,000 tokens, and labels are smoothed by 0.1 where it is. Where there is one
+        vocabulary, and all of the output layer, all vectors are shared.
         """
         sizes = settings.hidden_size if isinstance(settings.hidden_size, tuple) else (settings.hidden_size,)
         words = len(codec.target.vocabulary)
@@ -331,12 +336,15 @@ class Translator(TaskModel):
         if smoothing is None:
             smoothing = SMOOTHING if output == "full" else 0.0
         states = sizes[-1] * (2 if settings.bidirectional else 1)
+        deep = settings.layers if settings.attention == "none" else DECODER_LAYERS
         return dataclasses.replace(
-            settings,
+            settle_encoder(settings),
             vocabulary_size=settings.vocabulary_size or max(3, words, len(codec.source.vocabulary)),
             embedding_size=settings.embedding_size or sizes[0],
             decoder_size=settings.decoder_size or (states if settings.attention == "dot" else sizes[0]),
-            decoder_layers=settings.decoder_layers or settings.layers,
+            decoder_layers=settings.decoder_layers or deep,
+            joint=codec.joint,
+            tie=settings.tie or ("all" if codec.joint and output == "full" else "output"),
             output=output,
             label_smoothing=smoothing,
         )
@@ -393,55 +401,74 @@ class Translator(TaskModel):
         targets = batch.arrays["target"].masked_fill(~valid, LINE_END)
         inputs = F.pad(targets[:-1], (0, 0, 1, 0), value=LINE_END)  # [T, N]: each target's predecessor
         reading = self.encode_source(batch)
+        masks = self._masks(batch.size) if self.training else None
+        words = self.embedding(inputs)
         if self.settings.input_feeding or (self.training and self.settings.scheduled_sampling):
-            vectors, weights = self._step_by_step(inputs, reading)
+            vectors, weights = self._step_by_step(words, reading, masks)
             return vectors[valid], targets[valid], weights
-        words = _times(self.embedding(inputs), self._mask(batch.size, self.encoder.input_size, "input_dropout"))
-        states, _ = self.decoder(words, reading.hidden, lengths=batch.lengths["target"])
-        context, weights = (None, None) if self.attention is None else self.attention(states, _held(reading.memory))
-        rows, columns = valid.nonzero(as_tuple=True)
-        vectors = self._combined(states[rows, columns], None if context is None else context[rows, columns])
-        mask = self._mask(batch.size, self._vector, "output_dropout")
-        return vectors if mask is None else vectors * mask[columns], targets[rows, columns], weights
+        vectors, _, weights = self._advance(words, reading, masks, batch.lengths["target"], valid)
+        return vectors, targets[valid], weights
 
-    def _step_by_step(self, inputs: Tensor, reading: Reading) -> tuple[Tensor, Tensor | None]:
-        """Read ``inputs [T, N]`` one after the other; vectors [T, N, W] and attention's weights [T, N, S]."""
-        batch = inputs.shape[1]
-        masks = (
-            self._mask(batch, self.encoder.input_size, "input_dropout"),
-            self._mask(batch, self._vector, "output_dropout"),
-        )
+    def _step_by_step(self, words: Tensor, reading: Reading, masks: Masks | None) -> tuple[Tensor, Tensor | None]:
+        """Read ``words [T, N, E]`` one after the other; vectors [T, N, W] and attention's weights [T, N, S]."""
         guesses = self.settings.scheduled_sampling if self.training else 0.0
         found: list[Tensor] = []
         weights: list[Tensor | None] = []
-        for step, tokens in enumerate(inputs):
+        for step, word in enumerate(words):
             if guesses and step:
                 with torch.no_grad():
-                    guessed = self.output.log_probs(found[-1]).exp().multinomial(1)[:, 0]
-                    tokens = torch.where(torch.rand(batch, device=tokens.device) < guesses, guessed, tokens)
-            vectors, reading, looked = self._advance(tokens, reading, *masks)
+                    guessed = self.output.log_probs(found[-1][0]).exp().multinomial(1)[:, 0]
+                    taken = torch.rand(len(guessed), 1, device=guessed.device) < guesses
+                word = torch.where(taken, self.embedding(guessed), word)
+            vectors, reading, looked = self._advance(word[None], reading, masks)
             found.append(vectors)
             weights.append(looked)
-        looks = None if self.attention is None else torch.stack([_held(looked) for looked in weights])
-        return torch.stack(found), looks
+        looks = None if self.attention is None else torch.cat([_held(looked) for looked in weights])
+        return torch.cat(found), looks
 
     def _advance(
-        self, tokens: Tensor, reading: Reading, word_mask: Tensor | None = None, vector_mask: Tensor | None = None
+        self,
+        words: Tensor,
+        reading: Reading,
+        masks: Masks | None = None,
+        lengths: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Reading, Tensor | None]:
-        """Read a token in every row, ``tokens [R]``: vectors [R, W], what is known now, attention's weights [R, S]."""
-        words = _times(self.embedding(tokens), word_mask)
-        if reading.fed is not None:
-            words = torch.cat((words, reading.fed), -1)
-        states, hidden = self.decoder(words[None], reading.hidden)
-        context, weights = self._look_up(states[0], reading)
-        vectors = _times(self._combined(states[0], context), vector_mask)
-        fed = None if reading.fed is None else vectors
-        return vectors, reading._replace(hidden=hidden, fed=fed), weights
+        """Read tokens in every row: of all steps of a target, or one step of a search.
 
-    def _combined(self, states: Tensor, context: Tensor | None) -> Tensor:
-        """The vectors that the output layer sees, [rows, W]."""
-        known = states if context is None else torch.cat((context, states), -1)
-        return torch.tanh(self.combine(known))
+        Args:
+            words: the tokens' vectors, [T, R, E].
+            reading: what is known.
+            masks: what is dropped.
+            lengths: steps of each row, if there are several.
+            wanted: which steps vectors are wanted of, [T, R]; None for all.
+
+        Returns:
+            The vectors that the output layer sees, [T, R, W], or those wanted, [wanted, W]; what is known now; and
+            attention's weights [T, R, S].
+        """
+        words = _times(words, masks and masks.words)
+        if reading.fed is not None:
+            words = torch.cat((words, reading.fed[None]), -1)
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def look(states: Tensor) -> Tensor:
+            found.append(self._look_up(states, reading))
+            return found[0][0]
+
+        states, hidden = self.decoder(
+            words, reading.hidden, masks, look=look if self._first_asks else None, lengths=lengths
+        )
+        if self.attention is not None and not found:
+            look(states)
+        known = torch.cat((found[0][0], states), -1) if found else states
+        mask = masks and masks.vectors
+        if wanted is not None:
+            known = known[wanted]
+            mask = None if mask is None else mask.expand(len(wanted), -1, -1)[wanted]
+        vectors = _times(torch.tanh(self.combine(known)), mask)
+        fed = None if reading.fed is None else vectors[-1]
+        return vectors, reading._replace(hidden=hidden, fed=fed), found[0][1] if found else None
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
@@ -484,9 +511,9 @@ class Translator(TaskModel):
             Log-probabilities of what follows, [R, V], what the rows know now, and if asked for attention's weights,
             [R, S].
         """
-        vectors, state, weights = self._advance(tokens, state)
-        log_probs = self.output.log_probs(vectors)
-        return (log_probs, state, _held(weights)) if attention else (log_probs, state)
+        vectors, state, weights = self._advance(self.embedding(tokens)[None], state)
+        log_probs = self.output.log_probs(vectors[0])
+        return (log_probs, state, _held(weights)[0]) if attention else (log_probs, state)
 
     def select(self, state: Reading, rows: Tensor) -> Reading:
         """Copies of some rows, int64 [K], in any order, each any number of times."""
@@ -502,21 +529,25 @@ class Translator(TaskModel):
                 memory, sources = memory.select(kept), places
         return Reading(memory, sources, hidden, None if state.fed is None else state.fed[rows])
 
-    def _look_up(self, states: Tensor, reading: Reading) -> tuple[Tensor | None, Tensor | None]:
-        """What ``states [R, H]`` find: contexts [R, M] and weights [R, S]; None without attention.
+    def _look_up(self, states: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+        """What ``states [T, R, H]`` find: contexts [T, R, M] and weights [T, R, S].
 
         A source's memory is read by all its rows where it is: they ask as steps of a target would.
         """
-        if self.attention is None:
-            return None, None
-        memory, sources = _held(reading.memory), reading.sources
-        count, rows = len(memory.values), len(sources)
+        attention, memory, sources = _held(self.attention), _held(reading.memory), reading.sources
+        count, (steps, rows, _) = len(memory.values), states.shape
         each = rows // max(1, count)
+        found: tuple[Tensor, Tensor]
         if rows == each * count and torch.equal(sources, _blocks(count, each, sources.device)):
-            asked = states.view(count, each, -1).transpose(0, 1)  # [each, sources, H]
-            context, weights = self.attention(asked, memory)
-            return context.transpose(0, 1).reshape(rows, -1), weights.transpose(0, 1).reshape(rows, -1)
-        found: tuple[Tensor, Tensor] = self.attention(states, memory.select(sources))
+            if each == 1:
+                found = attention(states, memory)
+                return found
+            asked = states.reshape(steps, count, each, -1).transpose(1, 2).flatten(0, 1)  # [T * each, sources, H]
+            context, weights = (
+                part.unflatten(0, (steps, each)).transpose(1, 2).flatten(1, 2) for part in attention(asked, memory)
+            )
+            return context, weights
+        found = attention(states, memory.select(sources))
         return found
 
     def predict(
@@ -538,8 +569,8 @@ class Translator(TaskModel):
             n_best: targets returned for each example, at most.
             length_penalty: the power of ((5 + tokens) / 6) that log-probabilities are divided by (Wu et al. 2016,
                 equation 14); 0 for none, and the larger, the longer the targets.
-            max_length: tokens of a target, end included, at most; None is twice the source and 10 more, and never more
-                than ``longest_target``.
+            max_length: tokens of a target, end included, at most; None is what targets of training hardly ever were
+                longer than, by their sources (:meth:`TranslationCodec.limit`).
             attention: give attention's weights, too.
             options: there are no others.
 
@@ -574,8 +605,7 @@ class Translator(TaskModel):
         for first in range(0, len(order), at_once):
             places = order[first : first + at_once]
             part = _columns(batch, places)
-            longest = (part.lengths["source"] * 2 + 10).clamp(max=self.settings.longest_target).tolist()
-            limits = longest if max_length is None else max_length
+            limits = [max_length or self.codec.limit(source) for source in part.lengths["source"].tolist()]
             hypotheses = search(self.encode_source(part), batch=part.size, max_lengths=limits)
             for place, own in zip(places, hypotheses, strict=True):
                 found[place] = own
@@ -588,7 +618,7 @@ class Translator(TaskModel):
         steps = int(batch.lengths["source"][place])
         ids = batch.arrays["source"][:steps, place].tolist()
         if steps <= 1:
-            empty: dict[str, Any] = {"text": "", "score": 0.0, "log_prob": 0.0}
+            empty: dict[str, Any] = {"text": "", "score": 0.0, "log_prob": 0.0, "ended": True}
             return [{**empty, "attention": [], "tokens": [], "source_tokens": []} if attention else empty]
         words: list[str] = []
         if copies:
@@ -608,6 +638,7 @@ class Translator(TaskModel):
                 "text": self.codec.decode(output.content, copied),
                 "score": output.score,
                 "log_prob": output.log_prob,
+                "ended": output.ended,
             }
             if attention and output.extra is not None:
                 prediction["attention"] = output.extra[:, :steps].tolist()
@@ -623,43 +654,23 @@ class Translator(TaskModel):
         array = batch.arrays[name]
         return valid_steps(batch.lengths[name].to(array.device), len(array))
 
-    def _mask(self, batch: int, features: int, setting: str) -> Tensor | None:
-        """What dropout multiplies by, the same at all steps, [N, features]; None where nothing is dropped."""
-        p = getattr(self.settings, setting)
-        return locked_mask(self.combine.weight.new_empty(batch, features), p) if self.training and p else None
+    def _masks(self, rows: int) -> Masks:
+        """Draw what is dropped of the decoder, for targets to be read from beginning to end."""
+        settings, decoder = self.settings, self.decoder
+
+        def drawn(features: int, p: float) -> Tensor | None:
+            return locked_mask(self.combine.weight.new_empty(rows, features), p) if p else None
+
+        return Masks(
+            words=drawn(self.encoder.input_size, settings.input_dropout),
+            between=[drawn(features, settings.dropout) for features in decoder.below[1:]],
+            recurrent=[drawn(_held(settings.decoder_size), settings.recurrent_dropout) for _ in decoder.layers],
+            vectors=drawn(self._vector, settings.output_dropout),
+        )
 
 
 def _times(vectors: Tensor, mask: Tensor | None) -> Tensor:
     return vectors if mask is None else vectors * mask
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _target(pair: Pair) -> str:
-    if pair.target is None:
-        raise UserError(f"a pair has no target to learn from: {pair.source[:60]!r}")
-    return pair.target
-
-
-def _tokenizer(lines: Sequence[str], settings: TranslatorSettings) -> Tokenizer:
-    text = Text((Document("pairs", lambda: iter(lines)),))
-    return build_tokenizer(
-        text,
-        TokenizerSettings(
-            tokenizer=word_kind(text) if settings.units == "words" else settings.units,
-            vocabulary_size=settings.vocabulary_size,
-            min_count=settings.min_count,
-            lowercase=settings.lowercase,
-        ),
-    )
-
-
-def _ids(tokenizer: Tokenizer, line: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    ids = tokenizer.encode(line).astype(np.int64)
-    ids[ids == LINE_END] = UNKNOWN  # a word that looks like the end is not the end
-    return ids
 
 
 def _columns(batch: ExampleBatch, places: Sequence[int]) -> ExampleBatch:

@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from recurra.config import UserError, setting
 from recurra.nn.characters import CharacterCNN, CharacterLSTM
 from recurra.nn.embedding import Embedding
-from recurra.nn.encoder import EncoderSettings
+from recurra.nn.encoder import EncoderSettings, settle_encoder
 from recurra.nn.int8 import version_of
 from recurra.nn.pooling import valid_steps
 from recurra.text.examples import ExampleBatch
-from recurra.text.vectors import read_vectors
+from recurra.text.vectors import listed_words, read_vectors
 from recurra.text.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 __all__ = ["UNSCORED", "WordReader", "WordSettings", "Words", "settle_words"]
@@ -54,6 +54,9 @@ class WordSettings(EncoderSettings):
     character_size: int = setting(24, "size of a character's vector", minimum=1)
     character_features: int = setting(64, "size of the vector made of a word's characters", minimum=1)
     vectors: str | None = setting(None, "file of pretrained word vectors")
+    vector_words: int = setting(
+        100_000, "most words that are known by the file of vectors alone, the first in it; 0 for none", minimum=0
+    )
     tune_vectors: bool = setting(False, "train pretrained vectors further")
 
 
@@ -69,8 +72,12 @@ class Words:
         spellings: words as they are written, ``<unk>`` first; None where characters are not read.
         lowercase: whether words are looked up in small letters.
         covered: for which words of the vocabulary there is a pretrained vector; None where none were asked for.
-        pretrained: vectors ``[vocabulary, features]``; a new model starts from them. They are not saved here: a model
-            that is opened has its own.
+        further: words that have nothing but a pretrained vector, numbered on from the vocabulary's, with how often
+            training had them.
+
+    Attributes:
+        pretrained: vectors ``[vocabulary and further words, features]``; a new model starts from them. They are not
+            saved here: a model that is opened has its own.
     """
 
     def __init__(
@@ -80,10 +87,12 @@ class Words:
         *,
         lowercase: bool,
         covered: Sequence[bool] | None = None,
-        pretrained: NDArray[np.float32] | None = None,
+        further: Mapping[str, int] | None = None,
     ) -> None:
-        self.vocabulary, self.lowercase, self.pretrained = vocabulary, lowercase, pretrained
+        self.vocabulary, self.lowercase, self.further = vocabulary, lowercase, dict(further or {})
         self.covered = None if covered is None else list(covered)
+        self.pretrained: NDArray[np.float32] | None = None
+        self._ids = {word: number for number, word in enumerate([*vocabulary.tokens, *self.further])}
         self.spellings = None if spellings is None else list(spellings)
         self._spelled = {word: number for number, word in enumerate(self.spellings or ())}
 
@@ -103,19 +112,65 @@ class Words:
         vocabulary = Vocabulary.from_counts(looked_up, line_ends=0, min_count=settings.min_count)
         frequent = sorted(written, key=lambda word: (-written[word], word))
         spellings = [SPECIAL[UNKNOWN], *(word for word in frequent if word != SPECIAL[UNKNOWN])]
-        words = cls(vocabulary, None if settings.characters == "none" else spellings, lowercase=settings.lowercase)
+        further: dict[str, int] = {}
+        if settings.vectors is not None and settings.vector_words:
+            usable = (
+                word
+                for word in listed_words(settings.vectors, errors="replace")
+                if word not in vocabulary.ids and (word == word.lower() or not settings.lowercase)
+            )
+            further = {word: looked_up[word] for word in itertools.islice(usable, settings.vector_words)}
+        given = None if settings.characters == "none" else spellings
+        words = cls(vocabulary, given, lowercase=settings.lowercase, further=further)
         if settings.vectors is not None:
-            found = read_vectors(settings.vectors, vocabulary.tokens, features=settings.word_size)
-            words.pretrained, words.covered = found.matrix, found.covered.tolist()
-            words.covered[: len(SPECIAL)] = [False] * len(SPECIAL)  # what is unknown here is not what was unknown there
+            words.pretrained, words.covered = words._read(settings.vectors, settings.word_size)
         return words
+
+    def reload(self, settings: WordSettings) -> None:
+        """Read the pretrained vectors again, which are not saved here.
+
+        Raises:
+            UserError: what is wrong with their file, or it is not what it was.
+        """
+        if settings.vectors is not None:
+            self.pretrained, covered = self._read(settings.vectors, settings.word_size)
+            if covered != self.covered:
+                raise UserError(f"{settings.vectors}: no longer has the words that it had; train anew with --overwrite")
+
+    def _read(self, file: str, features: int | None) -> tuple[NDArray[np.float32], list[bool]]:
+        """The vectors of a file, and for which words of the vocabulary it has one."""
+        found = read_vectors(file, list(self._ids), features=features, errors="replace")
+        found.covered[: len(SPECIAL)] = False  # what is unknown here is not what was unknown there
+        if not found.covered[len(self.vocabulary) :].all():
+            raise UserError(f"{file}: no longer has the words that it had; train anew with --overwrite")
+        return found.matrix, found.covered[: len(self.vocabulary)].tolist()
+
+    @property
+    def counts(self) -> list[int]:
+        """How often training had each word, the further ones included."""
+        return [*self.vocabulary.counts, *self.further.values()]
 
     @property
     def covered_share(self) -> float | None:
         """The part of the training text's words that have a pretrained vector; None where none were asked for."""
         if self.covered is None:
             return None
-        return float(np.dot(self.covered, self.vocabulary.counts) / sum(self.vocabulary.counts))
+        found = np.dot(self.covered, self.vocabulary.counts) + sum(self.further.values())
+        return float(found / sum(self.vocabulary.counts))
+
+    def summary(self) -> str | None:
+        """What a user should know of the pretrained vectors; None where none were asked for."""
+        share = self.covered_share
+        if share is None:
+            return None
+        return (
+            f"pretrained vectors: of {share:.1%} of the training text's words, and of {len(self.further):,} that it has"
+            " not"
+        )
+
+    def knows(self, word: str) -> bool:
+        """Whether a word has a vector of its own."""
+        return (word.lower() if self.lowercase else word) in self._ids
 
     def encode(self, words: Sequence[str]) -> Arrays:
         """Return arrays for an :class:`~recurra.text.examples.Encoded`: int64 ``words [time]``.
@@ -123,7 +178,7 @@ class Words:
         Where characters are read, ``spellings [time]`` too, and as int32 code points, zeros behind them,
         ``unseen [spellings not seen in training, LONGEST]``.
         """
-        ids = self.vocabulary.ids
+        ids = self._ids
         looked_up = [word.lower() for word in words] if self.lowercase else words
         arrays: Arrays = {"words": np.array([ids.get(word, UNKNOWN) for word in looked_up], np.int64)}
         if self.spellings is not None:
@@ -141,19 +196,21 @@ class Words:
             "spellings": self.spellings,
             "lowercase": self.lowercase,
             "covered": self.covered,
+            "further": self.further,
         }
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
         """Turn what :meth:`to_mapping` returned back."""
         vocabulary = Vocabulary.from_mapping(mapping["vocabulary"])
-        return cls(vocabulary, mapping["spellings"], lowercase=mapping["lowercase"], covered=mapping["covered"])
+        names = ("lowercase", "covered", "further")
+        return cls(vocabulary, mapping["spellings"], **{name: mapping[name] for name in names})
 
 
 def settle_words(settings: Chosen, words: Words) -> Chosen:
-    """Choose the size of word vectors, where it is left open: that of pretrained ones, or ``WORD_SIZE``."""
+    """Choose what is left open of the encoder, and the size of word vectors: that of given ones, or ``WORD_SIZE``."""
     given = WORD_SIZE if words.pretrained is None else words.pretrained.shape[1]
-    return replace(settings, word_size=settings.word_size or given)
+    return replace(settle_encoder(settings), word_size=settings.word_size or given)
 
 
 def _code_points(words: Sequence[str]) -> NDArray[np.int32]:
@@ -175,37 +232,44 @@ class WordReader(nn.Module):
     In training a word is now and then looked up as an unknown one, rare ones more often, so that the vector of unknown
     words is learnt (Kiperwasser and Goldberg 2016, section 4); its characters are read all the same.
 
+    Pretrained vectors that are not trained are a table of their own, so that no optimiser moves it and words that are
+    only in their file take no more memory than that.
+
     Args:
         settings: with no size left to choose.
         words: which there are.
     """
 
-    chances: Tensor  # that a word is taken for an unknown one, by id
-    covered: Tensor  # which words have a pretrained vector, if any
+    chances: Tensor  # that a word is taken for an unknown one, by its number
+    places: Tensor  # of words in the table of pretrained vectors, by their numbers; -1 for those that are not there
 
     def __init__(self, settings: WordSettings, words: Words) -> None:
         super().__init__()
         assert settings.word_size is not None
-        self.embedding = Embedding(len(words.vocabulary), settings.word_size)
-        covered = torch.tensor(words.covered or [], dtype=torch.bool)
-        self.register_buffer("covered", covered, persistent=False)
-        self.frozen: nn.Parameter | None = None  # a table of its own, so that no optimiser moves it
-        if words.covered is not None and not settings.tune_vectors:
-            self.frozen = nn.Parameter(torch.zeros_like(self.embedding.weight), requires_grad=False)
+        own = len(words.vocabulary)
+        self.embedding = Embedding(own, settings.word_size)
+        # In NumPy, as the module may be made without storage, to see how large it is.
+        covered = np.array([*(words.covered or [False] * own), *[True] * len(words.further)])
+        fixed = covered & (np.arange(len(covered)) >= own) if settings.tune_vectors else covered
+        self.register_buffer("places", torch.from_numpy(np.where(fixed, fixed.cumsum() - 1, -1)), persistent=False)
+        self.frozen: nn.Parameter | None = None
+        if fixed.any():
+            self.frozen = nn.Parameter(torch.zeros(int(fixed.sum()), settings.word_size), requires_grad=False)
         with torch.no_grad():
-            if words.pretrained is not None and covered.any():
-                given = torch.from_numpy(words.pretrained)[covered]
-                table = self.embedding.weight if self.frozen is None else self.frozen
-                self.embedding.weight.mul_(given.std(correction=0) * settings.word_size**0.5)  # as large as the others
-                table[covered] = given.to(table.dtype)
+            if words.pretrained is not None and covered.any() and not self.embedding.weight.is_meta:
+                given = words.pretrained[covered]
+                self.embedding.weight.mul_(float(given.std()) * settings.word_size**0.5)  # as large as the others
+                if self.frozen is not None:
+                    self.frozen.copy_(torch.from_numpy(words.pretrained[fixed]))
+                tuned = np.flatnonzero(covered & ~fixed)
+                self.embedding.weight[tuned] = torch.from_numpy(words.pretrained[tuned]).to(self.embedding.weight)
             self.embedding.weight[UNKNOWN] = 0  # where nothing trains it
-        counts = torch.tensor(words.vocabulary.counts, dtype=torch.float32)
+        counts = torch.tensor(words.counts, dtype=torch.float32)
         rare = settings.rare_word_dropout / (settings.rare_word_dropout + counts.clamp(min=1))
         self.register_buffer("chances", 1 - (1 - settings.word_dropout) * (1 - rare), persistent=False)
         self._seen = len(words.spellings or ())
         self.characters = _character_layer(settings, words.spellings) if words.spellings else None
-        self._kept: dict[str, Tensor] = {}  # vectors of unseen words
-        self._made_of: tuple[tuple[int, int], ...] = ()  # address and version of each parameter then
+        self._kept = _Kept((), {})
 
     @property
     def output_size(self) -> int:
@@ -223,17 +287,39 @@ class WordReader(nn.Module):
         if self.training:
             taken = torch.rand(len(looked_up), device=words.device) < self.chances[looked_up]
             looked_up = looked_up.masked_fill(taken, UNKNOWN)
-        found: Tensor = self.embedding(looked_up)
-        if self.frozen is not None:
-            found = torch.where(self.covered[looked_up, None], F.embedding(looked_up, self.frozen), found)
+        found = self._looked_up(looked_up)
         if self.characters is not None:
             found = torch.cat((found, self._spelled(batch, steps, columns)), 1)
         time = max(1, len(words))  # locked dropout needs a step to draw for
         return found.new_zeros(time, batch.size, found.shape[1]).index_put((steps, columns), found)
 
+    def step(self, batch: ExampleBatch) -> Tensor:
+        """Vectors ``[batch, output_size]`` of examples of one word each.
+
+        Raises:
+            ValueError: one has none, or several.
+        """
+        lengths = batch.lengths["words"].tolist()
+        if set(lengths) != {1}:
+            raise ValueError(f"expected examples of one word each, got lengths {lengths}")
+        vectors: Tensor = self(batch)[0]
+        return vectors
+
+    def _looked_up(self, words: Tensor) -> Tensor:
+        """Vectors ``[words, size]`` of words by their numbers."""
+        if self.frozen is None:
+            found: Tensor = self.embedding(words)
+            return found
+        places = self.places[words]
+        own = (places < 0).nonzero()[:, 0]
+        given = F.embedding(places.clamp(min=0), self.frozen)
+        return given.index_copy(0, own, self.embedding(words[own]).to(given.dtype))
+
     def _spelled(self, batch: ExampleBatch, steps: Tensor, columns: Tensor) -> Tensor:
         """Vectors ``[words, features]`` by the characters of the words at these places."""
         assert self.characters is not None
+        if torch.is_grad_enabled():
+            self._kept = _Kept((), {})  # the parameters are about to change, which fused optimisers do not tell
         numbers = batch.arrays["spellings"][steps, columns]
         seen = self._seen
         unseen = (numbers >= seen).nonzero()[:, 0]
@@ -251,16 +337,29 @@ class WordReader(nn.Module):
         """Vectors ``[words, features]`` of words that training had not; without gradients they are kept."""
         assert self.characters is not None
         if torch.is_grad_enabled():
-            self._kept.clear()  # the parameters are about to change
             return self.characters.spell(words)
         now = tuple((parameter.data_ptr(), version_of(parameter)) for parameter in self.characters.parameters())
-        if now != self._made_of or len(self._kept) + len(words) > KEPT_WORDS:
-            self._kept, self._made_of = {}, now
-        missing = [word for word in words if word not in self._kept]
+        kept = self._kept.vectors if now == self._kept.made_of else {}
+        # Of its own, as other threads may add to what is kept, or begin anew.
+        found = {word: vector for word in words if (vector := kept.get(word)) is not None}
+        missing = [word for word in words if word not in found]
+        spelled: dict[str, Tensor] = {}
         with torch.autocast(self.chances.device.type, enabled=False):  # they are kept for longer than it may last
             for part in (missing[i : i + SPELLED_AT_ONCE] for i in range(0, len(missing), SPELLED_AT_ONCE)):
-                self._kept.update(zip(part, self.characters.spell(part), strict=True))
-        return torch.stack([self._kept[word] for word in words])
+                spelled.update(zip(part, self.characters.spell(part), strict=True))
+        if len(kept) + len(spelled) > KEPT_WORDS:
+            kept = {}
+        kept.update(itertools.islice(spelled.items(), KEPT_WORDS))
+        self._kept = _Kept(now, kept)
+        found |= spelled
+        return torch.stack([found[word] for word in words])
+
+
+class _Kept(NamedTuple):
+    """Vectors of unseen words by their characters."""
+
+    made_of: tuple[tuple[int, int], ...]  # address and version of each parameter then
+    vectors: dict[str, Tensor]
 
 
 def _character_layer(settings: WordSettings, spellings: Sequence[str]) -> CharacterCNN | CharacterLSTM:

@@ -152,20 +152,18 @@ class SelfAttention(nn.Module):
         features: F.
         heads: h, which must divide F.
         dropout: of weights and of what is added to the input, in training.
-        causal: each step attends to itself and the steps before it only.
 
     Raises:
         UserError: heads that do not divide the features.
     """
 
-    def __init__(self, features: int, heads: int, dropout: float = 0.0, *, causal: bool = False) -> None:
+    def __init__(self, features: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if heads < 1 or features % heads:
             raise UserError(f"self-attention: {heads} heads do not divide {features} features evenly; choose others")
         self.features = features
         self.heads = heads
         self.dropout = check_probability("dropout", dropout)
-        self.causal = causal
         self.projection = nn.Linear(features, 3 * features)  # to queries, keys and values
         self.output = nn.Linear(features, features)
         self.norm = nn.LayerNorm(features)
@@ -190,8 +188,6 @@ class SelfAttention(nn.Module):
         parts = self.projection(states).view(time, batch, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
         seen = valid.t()[:, None, None, :].clone()
         seen[..., 0] = True  # all steps see one at least; where the first is padding, so are all, and are zeroed below
-        if self.causal:
-            seen = seen & torch.ones(time, time, dtype=torch.bool, device=states.device).tril()
         p = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=seen, dropout_p=p)
         added = self.output(mixed.permute(2, 0, 1, 3).reshape(time, batch, self.features))
@@ -200,5 +196,4 @@ class SelfAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the settings for ``print(module)``."""
-        causal = ", causal=True" if self.causal else ""
-        return f"{self.features}, heads={self.heads}, dropout={self.dropout}{causal}"
+        return f"{self.features}, heads={self.heads}, dropout={self.dropout}"

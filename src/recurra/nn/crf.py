@@ -42,31 +42,31 @@ class Allowed(NamedTuple):
     ends: Tensor  # [C]
 
 
-def bio_constraints(labels: Sequence[str], scheme: str) -> Allowed:
-    """Say which labels may follow which where labels mark chunks, such as ``B-PER``, ``I-PER`` and ``O``.
+def bio_constraints(tags: Sequence[tuple[str, str]], scheme: str) -> Allowed:
+    """Say which tags may follow which where tags mark chunks, such as ``B-PER``, ``I-PER`` and ``O``.
 
     ``'bio'`` (IOB2): a chunk begins with B; ``I-X`` follows ``B-X`` or ``I-X`` only. ``'iob1'`` (Ramshaw and Marcus
     1995): a chunk begins with I, and with B only right after a chunk of the same kind; so ``B-X`` follows ``B-X`` or
     ``I-X`` only. ``'bioes'``: a chunk is ``S-X`` alone, or runs from ``B-X`` over any number of ``I-X`` to ``E-X``.
 
     Args:
-        labels: of all tags, in the order of their numbers. The kind may be missing (``B``, ``I``) or have dashes.
+        tags: letter and kind of each, in the order of their numbers, as from
+            :func:`recurra.text.tag_schemes.parse_tag`. The kind may be empty; that of O is.
         scheme: one of ``SCHEMES``, in whatever case.
 
     Raises:
-        UserError: another scheme, or a label that it does not have.
+        UserError: another scheme, or a tag that it does not have.
     """
     name = scheme.lower()
     if name not in SCHEMES:
         raise UserError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
-    prefixes = "BIOES" if name == "bioes" else "BIO"
-    places: list[tuple[str, str]] = []
-    for label in labels:
-        prefix, dash, kind = label.partition("-")
-        if prefix not in tuple(prefixes) or (prefix == "O" and dash):
-            expected = ", ".join("O" if letter == "O" else f"{letter}-..." for letter in prefixes)
-            raise UserError(f"label {label!r} is not of scheme {name}: expected {expected}; choose another scheme")
-        places.append((prefix, kind))
+    letters = "BIOES" if name == "bioes" else "BIO"
+    places = list(tags)
+    for letter, kind in places:
+        if letter not in tuple(letters) or (letter == "O" and kind):
+            expected = ", ".join("O" if each == "O" else f"{each}-..." for each in letters)
+            tag = f"{letter}-{kind}" if kind else letter
+            raise UserError(f"tag {tag!r} is not of scheme {name}: expected {expected}; choose another scheme")
 
     outside = ("O", "")  # a sequence begins and ends as if O stood around it
     return Allowed(
@@ -79,12 +79,12 @@ def bio_constraints(labels: Sequence[str], scheme: str) -> Allowed:
 
 
 def _follows(scheme: str, one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Whether the second of two labels, prefix and kind, may follow the first."""
+    """Whether the second of two tags, letter and kind, may follow the first."""
     (before, kind), (after, next_kind) = one, other
     if scheme == "bioes":
         inside = before in "BI"
         return after in "IE" and kind == next_kind if inside else after in "OBS"
-    bound = "I" if scheme == "bio" else "B"  # the prefix that needs a chunk of its kind before it
+    bound = "I" if scheme == "bio" else "B"  # the letter that needs a chunk of its kind before it
     return after != bound or (before in "BI" and kind == next_kind)
 
 
@@ -173,9 +173,10 @@ class LinearChainCRF(nn.Module):
             return found, best
         rows = order[: running[0]].to(emissions.device)
         with torch.autocast(emissions.device.type, enabled=False):
-            transitions, starts, last = (part.to(emissions.dtype) for part in self._scores())
+            transitions, starts, last = self._scores()
             arriving = transitions.t().contiguous()  # [to, from]
-            scores = emissions[: len(running)].index_select(1, rows)  # [steps, sequences, C]; turned into best sums
+            # [steps, sequences, C]; turned into best sums
+            scores = emissions[: len(running)].index_select(1, rows).to(transitions.dtype)
             steps = scores.unbind(0)
             steps[0].add_(starts)
             for before, here, count in zip(steps, steps[1:], running[1:], strict=False):
@@ -192,7 +193,7 @@ class LinearChainCRF(nn.Module):
                 path[step] = tag
         path.masked_fill_(~valid_steps(lasts + 1, len(running)), 0)
         found[: len(running), rows] = path
-        best[rows] = highest
+        best[rows] = highest.to(best.dtype)
         return found, best
 
     def marginals(self, emissions: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -202,12 +203,12 @@ class LinearChainCRF(nn.Module):
         be differentiated themselves.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            given = emissions.detach().clone().requires_grad_()
-            checked, ends = self._checked(given, lengths)
+            checked, ends = self._checked(emissions.detach().clone(), lengths)
+            checked.requires_grad_()
             with torch.autocast(emissions.device.type, enabled=False):
                 total = self._log_partition(checked, ends).sum()
-            (found,) = torch.autograd.grad(total, given)
-        return found.detach().to(checked.dtype)
+            (found,) = torch.autograd.grad(total, checked)
+        return found.detach()
 
     def log_partition(self, emissions: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Return the logarithm of the sum over all allowed sequences of exp(score), ``[N]``; 0 at length 0."""

@@ -8,7 +8,7 @@ Letters in shapes: T frames, N sequences, C symbols with the blank, U symbols of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from .pooling import checked_lengths, valid_steps
 __all__ = ["BLANK", "Hypothesis", "ctc_loss", "greedy", "prefix_beam_search"]
 
 BLANK = 0
+LEAST = -1e4  # a log-probability whose exponential is 0
 
 Numbers = NDArray[np.float64]
 
@@ -106,33 +107,40 @@ def prefix_beam_search(
     beam: int = 16,
     *,
     language_model: Any = None,
-    tokens: Sequence[int] | None = None,
+    tokens: Sequence[Sequence[int]] | None = None,
     separator: int | None = None,
-    word_token: Callable[[tuple[int, ...]], int] | None = None,
+    word_tokens: Callable[[tuple[int, ...]], Sequence[int]] | None = None,
     lm_weight: float = 1.0,
     word_bonus: float = 0.0,
     line_end: int = 1,
     score_end: bool = True,
+    most_symbols: int = 20,
 ) -> list[Hypothesis]:
     """Search for the likeliest symbols, all paths of each taken together (Graves 2012, section 7.5).
 
     Ranked by log p(symbols | frames) + lm_weight * log p(symbols) + word_bonus * words, the second by a language model
-    (Hannun et al. 2014, "First-Pass Large Vocabulary Continuous Speech Recognition", equation 4). Exact if the beam is
-    as wide as there are prefixes. A text begins after a line end, and ends with one.
+    (Hannun et al. 2014, "First-Pass Large Vocabulary Continuous Speech Recognition", equation 4). A text begins after a
+    line end, and ends with one. Exact if the beam is as wide as there are prefixes, and no symbols are left out.
+
+    Until a word has ended, nobody knows what the language model makes of it. Half a word is ranked as if it were going
+    to be an ordinary one: its bonus is there, and its log-probability is the one to be expected, the negative entropy
+    of what the language model says there. Of a word of several tokens, the first counts as the word ends, the others
+    from the next frame on.
 
     Args:
         log_probs: of one sequence, normalised, ``[T, C]``.
         beam: prefixes that are kept after each frame.
         language_model: whatever has ``start``, ``step`` and ``select`` of the protocol of language models, ready for
-            evaluation; with `tokens`, over symbols; with `separator` and `word_token`, over words.
-        tokens: the language model's token for each symbol, C of them; that of the blank is not looked at.
+            evaluation; with `tokens`, over symbols; with `separator` and `word_tokens`, over words.
+        tokens: the language model's tokens for each symbol, C of them; those of the blank are not looked at.
         separator: the symbol between words, which are scored when they end, at a separator or with the frames. Words
             without any symbol are none.
-        word_token: gives the language model's token for the symbols of a word.
+        word_tokens: gives the language model's tokens for the symbols of a word.
         lm_weight: what the language model's log-probabilities are multiplied by.
         word_bonus: added for each word; without `separator` for each symbol.
         line_end: the language model's token for the line end.
         score_end: whether the language model's line end at the end counts.
+        most_symbols: the likeliest symbols of each frame that prefixes grow by; all others are taken for impossible.
 
     Returns:
         As many hypotheses as were kept, the best first.
@@ -145,51 +153,53 @@ def prefix_beam_search(
         raise ValueError(f"prefix_beam_search: expected log_probs [T, C], got {tuple(log_probs.shape)}")
     if beam < 1:
         raise UserError(f"beam: expected at least 1, got {beam}")
+    if most_symbols < 1:
+        raise ValueError(f"most_symbols: expected at least 1, got {most_symbols}")
     symbols = log_probs.shape[1]
     if tokens is not None and len(tokens) != symbols:
-        raise ValueError(f"tokens: expected {symbols}, one per symbol, got {len(tokens)}")
+        raise ValueError(f"tokens: expected {symbols}, those of each symbol, got {len(tokens)}")
     if language_model is not None:
-        by_words = separator is not None and word_token is not None
+        by_words = separator is not None and word_tokens is not None
         if by_words == (tokens is not None) or (tokens is not None and separator is not None):
-            raise ValueError("language_model: expected either tokens, or separator and word_token, to go with it")
-    elif tokens is not None or word_token is not None:
-        raise ValueError("tokens and word_token: expected a language_model to go with them")
+            raise ValueError("language_model: expected either tokens, or separator and word_tokens, to go with it")
+    elif tokens is not None or word_tokens is not None:
+        raise ValueError("tokens and word_tokens: expected a language_model to go with them")
     model = None if language_model is None or lm_weight == 0 else _Reader(language_model)
-    scorer = _Scorer(model, symbols, tokens, separator, word_token, lm_weight, word_bonus)
+    scorer = _Scorer(model, symbols, tokens, separator, word_tokens, lm_weight, word_bonus)
 
     # Of each prefix the log-probability of the paths so far that end with the blank, and of the others.
     prefixes: list[tuple[int, ...]] = [()]
     blank, other = np.zeros(1), np.full(1, -np.inf)
     texts = [scorer.begin(line_end)]
     for frame in log_probs.detach().double().cpu().numpy():
-        rows = np.arange(len(prefixes))
+        adds = BLANK + 1 + np.sort(_best(frame[BLANK + 1 :], most_symbols))  # symbols that prefixes may grow by
+        column_of = {int(symbol): column for column, symbol in enumerate(adds)}
         last = np.array([prefix[-1] if prefix else BLANK for prefix in prefixes])
         total = np.logaddexp(blank, other)
         stay_blank, stay_other = total + frame[BLANK], other + frame[last]
-        grown = total[:, None] + frame
-        grown[rows, last] = blank + frame[last]  # an equal symbol is another one only after a blank
-        grown[:, BLANK] = -np.inf
+        grown = total[:, None] + frame[adds]
         place = {prefix: row for row, prefix in enumerate(prefixes)}
-        for row, prefix in enumerate(prefixes):
-            parent = place.get(prefix[:-1]) if prefix else None
+        columns = np.array([column_of.get(int(symbol), -1) for symbol in last])  # of the last symbol
+        rows = np.flatnonzero(columns >= 0)
+        grown[rows, columns[rows]] = blank[rows] + frame[last[rows]]  # an equal one follows a blank only
+        for row in rows:
+            parent = place.get(prefixes[row][:-1])
             if parent is not None:  # what the parent grows into is here already
-                stay_other[row] = np.logaddexp(stay_other[row], grown[parent, prefix[-1]])
-                grown[parent, prefix[-1]] = -np.inf
+                stay_other[row] = np.logaddexp(stay_other[row], grown[parent, columns[row]])
+                grown[parent, columns[row]] = -np.inf
         so_far = np.array([text.score for text in texts])
-        gains = np.stack([text.gains for text in texts])
+        gains = np.stack([text.gains[adds] for text in texts])
         scores = np.concatenate(
             (np.logaddexp(stay_blank, stay_other) + so_far, (grown + so_far[:, None] + gains).ravel())
         )
         chosen = _best(scores, beam)
         stays = chosen[chosen < len(prefixes)]
-        parents, added = np.divmod(chosen[chosen >= len(prefixes)] - len(prefixes), symbols)
-        steps = [(texts[row], int(symbol)) for row, symbol in zip(parents, added, strict=True)]
-        texts = [texts[row] for row in stays] + scorer.extended(steps)
-        prefixes = [prefixes[row] for row in stays] + [
-            (*prefixes[row], int(symbol)) for row, symbol in zip(parents, added, strict=True)
-        ]
-        blank = np.concatenate((stay_blank[stays], np.full(len(added), -np.inf)))
-        other = np.concatenate((stay_other[stays], grown[parents, added]))
+        parents, columns = np.divmod(chosen[chosen >= len(prefixes)] - len(prefixes), max(1, len(adds)))
+        steps = [(row, int(adds[column])) for row, column in zip(parents, columns, strict=True)]
+        texts = [texts[row] for row in stays] + scorer.extended([(texts[row], symbol) for row, symbol in steps])
+        prefixes = [prefixes[row] for row in stays] + [(*prefixes[row], symbol) for row, symbol in steps]
+        blank = np.concatenate((stay_blank[stays], np.full(len(steps), -np.inf)))
+        other = np.concatenate((stay_other[stays], grown[parents, columns]))
 
     found = [
         Hypothesis(prefix, float(ctc + score), float(ctc), float(log_prob))
@@ -214,17 +224,18 @@ class _Context(NamedTuple):
     states: Any  # of several texts
     row: int  # of this one
     log_probs: Numbers  # of what follows, by token
+    expected: float  # the mean of that, as what follows has it: the negative entropy
 
 
 class _Text(NamedTuple):
     """A prefix as the language model sees it."""
 
-    score: float  # what it adds to the prefix's score
+    score: float  # what it adds to the prefix's score, what is expected of half a word included
     log_prob: float  # by the language model, of what is complete
     gains: Numbers  # what growing by each symbol would add to the score, [C]
     word: tuple[int, ...]  # symbols since the last separator, where there are separators
-    token: int  # the word's
-    context: _Context | None
+    tokens: tuple[int, ...]  # the word's
+    context: _Context | None  # before the word
 
 
 class _Reader:
@@ -254,7 +265,10 @@ class _Reader:
 
     def _read(self, tokens: Sequence[int], state: Any) -> list[_Context]:
         log_probs, state = self.model.step(torch.tensor(tokens, device=self.device), state)
-        return [_Context(state, row, own) for row, own in enumerate(log_probs.double().cpu().numpy())]
+        log_probs = log_probs.double()
+        means = (log_probs.exp() * log_probs.clamp(min=LEAST)).sum(-1).tolist()
+        rows = zip(log_probs.cpu().numpy(), means, strict=True)
+        return [_Context(state, row, own, mean) for row, (own, mean) in enumerate(rows)]
 
 
 class _Scorer:
@@ -264,19 +278,21 @@ class _Scorer:
         self,
         model: _Reader | None,
         symbols: int,
-        tokens: Sequence[int] | None,
+        tokens: Sequence[Sequence[int]] | None,
         separator: int | None,
-        word_token: Callable[[tuple[int, ...]], int] | None,
+        word_tokens: Callable[[tuple[int, ...]], Sequence[int]] | None,
         lm_weight: float,
         bonus: float,
     ) -> None:
         self.model = model
         self.symbols = symbols
-        self.tokens = None if tokens is None else np.array([0, *tokens[1:]])
+        self.tokens = None if tokens is None else [(), *map(tuple, tokens[BLANK + 1 :])]
         self.separator = separator
-        self.word_token = word_token
+        self.word_tokens = word_tokens
         self.lm_weight = lm_weight
         self.bonus = bonus
+        known = [(symbol, own[0]) for symbol, own in enumerate(self.tokens or ()) if own]
+        self.known, self.firsts = np.array(known, np.int64).reshape(-1, 2).T
 
     def begin(self, line_end: int) -> _Text:
         """Return the text without any symbol."""
@@ -284,61 +300,67 @@ class _Scorer:
 
     def extended(self, steps: Sequence[tuple[_Text, int]]) -> list[_Text]:
         """Return the texts that result from reading a symbol after each of some."""
-        contexts = iter(
-            self._contexts((text, token) for text, symbol in steps for token in self._completed(text, symbol))
-        )
+        completed = [self._completed(text, symbol) for text, symbol in steps]
         found = []
-        for text, symbol in steps:
-            completed = self._completed(text, symbol)
-            log_prob, context = text.log_prob, text.context
-            if completed and context is not None:
-                log_prob += float(context.log_probs[completed[0]])
-                context = next(contexts)
+        for (text, symbol), (rest, log_prob, context) in zip(
+            steps, self._read([text for text, _ in steps], completed), strict=True
+        ):
             word = () if self.separator is None or symbol == self.separator else (*text.word, symbol)
-            found.append(self._text(text.score + float(text.gains[symbol]), log_prob, word, context))
+            score = text.score + float(text.gains[symbol]) + self.lm_weight * rest
+            found.append(self._text(score, text.log_prob + log_prob, word, context))
         return found
 
     def ended(self, texts: Sequence[_Text], line_end: int | None) -> list[tuple[float, float]]:
         """Return score and log-probability of texts that end here, their last words and the line end with them."""
-        last = iter(self._contexts((text, text.token) for text in texts if text.word) if line_end is not None else ())
         found = []
-        for text in texts:
-            score, log_prob, context = text.score, text.log_prob, text.context
+        for text, (rest, own, context) in zip(texts, self._read(texts, [text.tokens for text in texts]), strict=True):
+            score, log_prob = text.score + self.lm_weight * rest, text.log_prob + own
             if text.word:
                 score += float(text.gains[self.separator])
-                log_prob += float(context.log_probs[text.token]) if context is not None else 0.0
-                context = next(last, None)
             if context is not None and line_end is not None:
                 score += self.lm_weight * float(context.log_probs[line_end])
                 log_prob += float(context.log_probs[line_end])
             found.append((score, log_prob))
         return found
 
-    def _completed(self, text: _Text, symbol: int) -> list[int]:
-        """Return the token that a symbol completes, if it completes one."""
+    def _completed(self, text: _Text, symbol: int) -> tuple[int, ...]:
+        """Return the tokens that a symbol completes, if it completes any."""
         if self.separator is None:
-            return [] if self.tokens is None else [int(self.tokens[symbol])]
-        return [text.token] if symbol == self.separator and text.word else []
+            return () if self.tokens is None else self.tokens[symbol]
+        return text.tokens if symbol == self.separator else ()
 
-    def _contexts(self, reads: Iterable[tuple[_Text, int]]) -> list[_Context]:
-        if self.model is None:
-            return []
-        contexts, tokens = [], []
-        for text, token in reads:
-            assert text.context is not None
-            contexts.append(text.context)
-            tokens.append(token)
-        return self.model.read(contexts, tokens)
+    def _read(
+        self, texts: Sequence[_Text], tokens: Sequence[tuple[int, ...]]
+    ) -> list[tuple[float, float, _Context | None]]:
+        """Read tokens after texts: log-probability of those after the first, of all of them; and what follows."""
+        contexts = [text.context for text in texts]
+        log_probs: list[list[float]] = [[] for _ in texts]
+        if self.model is not None:
+            for number in range(max(map(len, tokens), default=0)):
+                places = [place for place, own in enumerate(tokens) if len(own) > number]
+                before = [context for place in places if (context := contexts[place]) is not None]
+                for place, context in zip(places, before, strict=True):
+                    log_probs[place].append(float(context.log_probs[tokens[place][number]]))
+                after = self.model.read(before, [tokens[place][number] for place in places])
+                for place, context in zip(places, after, strict=True):
+                    contexts[place] = context
+        return [(sum(own[1:]), sum(own), context) for own, context in zip(log_probs, contexts, strict=True)]
 
     def _text(self, score: float, log_prob: float, word: tuple[int, ...], context: _Context | None) -> _Text:
-        token = self.word_token(word) if word and self.word_token is not None else -1
+        tokens: tuple[int, ...] = ()
         if self.separator is None:
             gains = np.full(self.symbols, self.bonus)
             if context is not None:
-                gains = gains + self.lm_weight * context.log_probs[self.tokens]
-        else:
-            gains = np.zeros(self.symbols)
-            if word:
-                own = 0.0 if context is None else self.lm_weight * float(context.log_probs[token])
-                gains[self.separator] = self.bonus + own
-        return _Text(score, log_prob, gains, word, token, context)
+                gains[self.known] += self.lm_weight * context.log_probs[self.firsts]
+            return _Text(score, log_prob, gains, word, tokens, context)
+        expected = self.bonus + (0.0 if context is None else self.lm_weight * context.expected)
+        if not word:  # whatever comes next begins one
+            gains = np.full(self.symbols, expected)
+            gains[self.separator] = 0.0
+            return _Text(score, log_prob, gains, word, tokens, context)
+        if self.word_tokens is not None:
+            tokens = tuple(self.word_tokens(word))
+        first = self.lm_weight * float(context.log_probs[tokens[0]]) if tokens and context is not None else 0.0
+        gains = np.zeros(self.symbols)
+        gains[self.separator] = self.bonus + first - expected
+        return _Text(score, log_prob, gains, word, tokens, context)

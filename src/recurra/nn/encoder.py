@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,7 +19,9 @@ from .dropout import LockedDropout
 from .layers import GRU, LSTM, RNN
 from .recurrent import StackState
 
-__all__ = ["Encoder", "EncoderSettings"]
+__all__ = ["Encoder", "EncoderSettings", "settle_encoder"]
+
+Chosen = TypeVar("Chosen", bound="EncoderSettings")
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 RESIDUAL_FROM = 4  # layers, where connections are chosen automatically
@@ -44,7 +46,9 @@ class EncoderSettings:
     )
     layer_norm: bool = setting(False, "normalise each cell's sums (Ba et al. 2016)")
     input_dropout: float = setting(0.0, "locked dropout on word vectors", minimum=0, maximum=0.99)
-    dropout: float = setting(0.0, "locked dropout between layers", minimum=0, maximum=0.99)
+    dropout: float = setting(
+        0.0, "locked dropout between layers; in self-attention, dropout of weights and results", minimum=0, maximum=0.99
+    )
     output_dropout: float = setting(0.0, "locked dropout on the encoder's states", minimum=0, maximum=0.99)
     recurrent_dropout: float = setting(
         0.0, "dropout on the recurrent state, one mask a sequence", minimum=0, maximum=0.99
@@ -62,6 +66,17 @@ class EncoderSettings:
             raise UserError(
                 f"hidden_size lists {len(self.hidden_size)} sizes for {self.layers} layers; give one, or one a layer"
             )
+
+
+def settle_encoder(settings: Chosen) -> Chosen:
+    """Choose the connections, where they are left open: those of many layers of one size are residual."""
+    if settings.connections is not None:
+        return settings
+    sizes = settings.hidden_size
+    even = isinstance(sizes, int) or len(set(sizes)) == 1
+    return dataclasses.replace(
+        settings, connections="residual" if settings.layers >= RESIDUAL_FROM and even else "plain"
+    )
 
 
 class Encoder(nn.Module):
@@ -85,12 +100,9 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: EncoderSettings, input_size: int) -> None:
         super().__init__()
+        settings = settle_encoder(settings)
         sizes = settings.hidden_size
         sizes = sizes if isinstance(sizes, tuple) and len(sizes) > 1 else _one(sizes)
-        if settings.connections is None:
-            even = isinstance(sizes, int) or len(set(sizes)) == 1
-            chosen = "residual" if settings.layers >= RESIDUAL_FROM and even else "plain"
-            settings = dataclasses.replace(settings, connections=chosen)
         options: dict[str, Any] = {
             "bidirectional": settings.bidirectional,
             "connections": settings.connections,

@@ -91,8 +91,8 @@ def read_sentences(
             the first row.
         word: The column of the word: its number from 1, or from -1 backwards, or in CoNLL-U its name; by default the
             first, in CoNLL-U ``form``.
-        tag: That of the tag; by default the last of several, in CoNLL-U ``upos``. If not `labelled` it may be one more
-            than there are columns: then :meth:`Sentence.lines` appends it, as it does where there is only one.
+        tag: That of the tag; by default the last of several, in CoNLL-U ``upos``. If not `labelled` it need not be
+            among the columns: then :meth:`Sentence.lines` appends it, as it does where there is only one.
         labelled: Whether a word without a tag is an error.
         encoding: The files' encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
@@ -178,7 +178,7 @@ def _layout(row: str, is_conllu: bool, word: Column | None, tag: Column | None, 
     word_at = _index(1 if word is None else word, "word", width, is_conllu, where)
     if tag is None:
         tag_at = width - 1 if width > 1 else width
-    elif tag == width + 1:
+    elif tag == width + 1 or (not (is_conllu or labelled) and (isinstance(tag, str) or abs(tag) > width)):
         tag_at = width
     else:
         tag_at = _index(tag, "tag", width, is_conllu, where)

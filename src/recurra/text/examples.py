@@ -7,6 +7,7 @@ makes a result depend on its neighbours.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -109,7 +110,7 @@ class ExampleBatches(MadeBatches[ExampleBatch]):
         chosen = random.permutation(len(lengths)) if shuffled else np.arange(len(lengths))
         chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
         firsts = cuts(np.maximum(lengths[chosen], 1), batch_tokens, batch_size)
-        bounds = [slice(*pair) for pair in zip(firsts, [*firsts[1:], len(chosen)], strict=True)]
+        bounds = [slice(*pair) for pair in itertools.pairwise([*firsts, len(chosen)])]
         self.order: list[NDArray[np.int64]] = [chosen[part][::-1] for part in bounds][::-1]
         if shuffled:
             self.order = [self.order[place] for place in random.permutation(len(self.order))]

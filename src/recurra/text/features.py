@@ -21,7 +21,10 @@ from recurra.config import UserError, setting
 Features: TypeAlias = NDArray[np.float32]
 Samples: TypeAlias = NDArray[np.floating[Any]]
 
-FLOOR = 1e-10  # power below which a sound is silence: that of 16-bit samples' last bit, about
+# Power below which a sound is silence. Rounding to 16 bits is noise of variance 2^-30 / 12, which under a window of 200
+# to 400 samples, and summed by a filter, has a power of 1e-8 to 1e-7. A lower floor would tell silence that is nothing
+# but zeros from silence whose last bits flicker, by so much that it shifted and scaled all frames of a recording.
+FLOOR = 1e-7
 SMALLEST_DEVIATION = 1e-5  # what varies less is taken for constant
 ZERO_CROSSINGS = 16  # of the resampling filter, on either side
 STROKE_STEP = 0.05

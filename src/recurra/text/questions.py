@@ -37,6 +37,7 @@ class Question:
         context: The text it is about; the lines of a story, a sentence each.
         answers: All that are right; none where there is none in the context, or none is known.
         supports: Indices of the context's lines that the answer follows from, where the file tells them.
+        story: What questions have in common whose contexts are one story; empty where the context says it itself.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Question:
     context: str
     answers: tuple[Answer, ...] = ()
     supports: tuple[int, ...] = ()
+    story: str = ""
 
 
 def read_questions(
@@ -60,8 +62,8 @@ def read_questions(
     ``squad`` is SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018); a question that ``is_impossible`` has no answers,
     whatever answers stand there. ``jsonl`` has an object a line with ``question``, ``context``, and, where known,
     ``id`` and ``answers`` like SQuAD's. ``babi`` (Weston et al. 2015) has numbered lines of stories: a question's
-    context is the story up to it, its one answer a word that need not be in there. Ids are made from file and line
-    where there are none.
+    context is the story up to it, its one answer a word that need not be in there. Ids are made from file, as it was
+    given, and line where there are none.
 
     An answer that does not stand at its place is moved, and counted, if its text is in the context exactly once.
 
@@ -127,7 +129,7 @@ def _json_lines(document: Document, labelled: bool, tally: Counter[str] | None) 
     columns = dict.fromkeys(("question", "context", "id", "answers", "is_impossible"))
     needed = ["question", "context", "answers"] if labelled else ["question", "context"]
     for row in rows(document, "jsonl", columns, needed=needed):
-        identifier = row.optional_text("id", numbers=True) or f"{Path(document.name).name}:{row.line}"
+        identifier = row.optional_text("id", numbers=True) or f"{document.name}:{row.line}"
         entry = {name: value for name, value in row.fields.items() if value is not None}
         where = f"{row.where}, question {identifier!r}"
         yield _question(_Part(entry, where), identifier, row.text("context"), labelled, tally)
@@ -199,7 +201,7 @@ def _answer(part: _Part, context: str, tally: Counter[str] | None) -> Answer:
 def _stories(document: Document, labelled: bool) -> Iterator[Question]:
     sentences: list[str] = []
     places: dict[int, int] = {}  # the sentences' indices by their numbers in the story, in which questions count too
-    last = 0
+    last = first = 0
     for line_number, line in enumerate(document.lines(), start=1):
         if not line.strip():
             continue
@@ -209,7 +211,7 @@ def _stories(document: Document, labelled: bool) -> Iterator[Question]:
             raise UserError(f"{where}: expected a story's line, such as `1 Mary went home.`, got {line[:40]!r}")
         number, text = int(match[1]), match[2]
         if number == 1:
-            sentences, places = [], {}
+            sentences, places, first = [], {}, line_number
         elif number != last + 1:
             raise UserError(f"{where}: expected line {last + 1} of the story, or 1 for the next one, got {number}")
         last = number
@@ -224,11 +226,12 @@ def _stories(document: Document, labelled: bool) -> Iterator[Question]:
         if not sentences:
             raise UserError(f"{where}: a question before the first line of its story")
         yield Question(
-            f"{Path(document.name).name}:{line_number}",
+            f"{document.name}:{line_number}",
             asked.strip(" "),
             "\n".join(sentences),
             (Answer(answer.strip(), None),) if answer.strip() else (),
             _supports(facts, places, where),
+            f"{Path(document.name).name}:{first}",
         )
 
 

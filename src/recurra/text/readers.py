@@ -6,7 +6,7 @@ written, control characters included: what becomes a token is for the tokenizer 
 
 Readers that are `labelled`, as they are by default, want every example to have what is to be learned, and pass over
 those with an empty text, counted. Readers that are not hand on an example for every line, so that what is predicted
-stands beside it.
+stands beside it; lines that are no table are read as they are, whatever columns a table would have.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def read_labelled(
     Args:
         sources: Files, folders, globs or ``-``.
         format: One of the five. None takes a table by its suffix, then ``classes`` for several files and folders; a
-            single file, or standard input, is ``tsv`` if its first line has a tab, else ``lines``.
+            single file, or standard input, is ``tsv`` if its first line has a tab or is the name given for the text's
+            column, else ``lines``.
         text: The column of the text, by name, or by number from 1. By default ``text``; the first without a header.
         label: That of the class. By default ``label``; the second without a header.
         header: Whether a table's first row names the columns. None: if a column is given by name, or one of
@@ -130,7 +131,7 @@ def read_labelled(
             yield from _classes(documents, _listed(sources))
             return
         for document in documents:
-            kind = format or table_format(document) or ("tsv" if "\t" in next(document.lines(), "") else "lines")
+            kind = format or table_format(document) or ("lines" if _is_plain(document, text) else "tsv")
             if kind == "lines":
                 if labelled:
                     raise UserError(
@@ -164,7 +165,8 @@ def read_pairs(
 
     Args:
         sources: Files, folders, globs or ``-``.
-        format: One of the four. None takes a table by its suffix, then ``parallel`` for two sources, then ``tsv``.
+        format: One of the four. None takes a table by its suffix, then ``parallel`` for two sources if `labelled`, then
+            ``tsv``; but if not `labelled`, lines that are no table are sources as they are.
         source: The column of the source, by name, or by number from 1. By default ``source``; the first without a
             header.
         target: That of the target. By default ``target``; the second without a header.
@@ -183,7 +185,8 @@ def read_pairs(
     listed = _listed(sources)
 
     def read() -> Iterator[Pair]:
-        if format == "parallel" or (format is None and len(listed) == 2 and not any(map(_is_table, listed))):
+        two = labelled and len(listed) == 2 and not any(map(_is_table, listed))
+        if format == "parallel" or (format is None and two):
             if len(listed) != 2:
                 raise UserError(f"expected two parallel texts, got {len(listed)}: {', '.join(listed)}")
             yield from _parallel(*(open_documents(one, encoding, errors) for one in listed))
@@ -191,8 +194,11 @@ def read_pairs(
         columns = {"source": source, "target": target}
         needed = ["source", "target"] if labelled else ["source"]
         for document in open_documents(sources, encoding, errors):
-            kind = format or table_format(document) or "tsv"
-            for row in rows(document, kind, columns, needed=needed, header=header, blanks=not labelled):
+            kind = format or table_format(document)
+            if kind is None and not labelled and _is_plain(document, source):
+                yield from map(Pair, document.lines())
+                continue
+            for row in rows(document, kind or "tsv", columns, needed=needed, header=header, blanks=not labelled):
                 yield Pair(row.text("source"), row.text("target") if labelled else row.optional_text("target"))
 
     found = (
@@ -357,8 +363,10 @@ def _manifest(
     document: Document, columns: dict[str, Column | None], header: bool | None, labelled: bool
 ) -> Iterator[Recording]:
     folder = Path(document.name).parent if document.name != "standard input" else Path()
-    kind = table_format(document) or "tsv"
-    for row in rows(document, kind, columns, needed=list(columns) if labelled else ["path"], header=header):
+    kind = table_format(document)
+    if kind is None and not labelled and _is_plain(document, columns["path"]):
+        columns, header = {"path": 1, "transcript": None}, False
+    for row in rows(document, kind or "tsv", columns, needed=list(columns) if labelled else ["path"], header=header):
         name = row.text("path")
         file = folder / name
         if file.suffix.lower() not in RECORDING_SUFFIXES:
@@ -366,3 +374,9 @@ def _manifest(
         if not file.is_file():
             raise UserError(f"{row.where}: there is no {file}")
         yield Recording(name, file, row.text("transcript") if labelled else row.optional_text("transcript"))
+
+
+def _is_plain(document: Document, column: Column | None) -> bool:
+    """Return whether lines are no table: the first has no tab, and is not the name of the column that is wanted."""
+    first = next((line for line in document.lines() if line.strip()), "")
+    return "\t" not in first and not (isinstance(column, str) and first.strip().lower() == column.lower())

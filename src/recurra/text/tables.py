@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -19,6 +20,8 @@ from recurra.text.documents import Document
 
 Column: TypeAlias = int | str  # a number from 1, or from -1 backwards; or a name
 Example = TypeVar("Example")
+
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u([dD][89a-fA-F]..)|.)", re.DOTALL)
 
 FORMATS = {".tsv": "tsv", ".tab": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -85,7 +88,7 @@ def rows(
     """Read a table's rows, whose fields are found under the names that `columns` gives them.
 
     A .tsv is cut at tabs and nothing else, quotes being text; a .csv follows RFC 4180. Rows whose fields are all empty
-    and lines that are blank are passed over, unless `blanks` are wanted.
+    and lines that are blank are passed over, unless `blanks` are wanted; before a header they always are.
 
     Args:
         document: What is read.
@@ -93,9 +96,9 @@ def rows(
         columns: For each name that fields are wanted under, the column's name, or its number from 1, or from -1
             backwards. None stands for the column of the very name, and in a table without a header for the first
             name's first column, the second name's second, and so on.
-        needed: The names whose columns must be there.
-        header: Whether the first row is one; None if it should be told from there being a column given by name, or one
-            of several being called like one of `columns`.
+        needed: The names whose columns must be there; the others may be given and not be there.
+        header: Whether the first row is one; None if it should be told from there being a needed column given by name,
+            or one of several being called like one of `columns`.
 
     Raises:
         UserError: while reading: not JSON, a ragged row, no such column, a field that is no text.
@@ -116,14 +119,19 @@ def nonempty(examples: Iterable[Example], sources: Sources, what: str) -> Iterat
 
 
 def parsed_json(text: str, where: str) -> Any:
-    """Parse JSON, refusing what two readers would understand differently: names given twice, NaN."""
+    """Parse JSON, refusing what two readers would understand differently: names given twice, NaN, half a character."""
     try:
-        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+        if "\\ud" in text or "\\uD" in text:
+            half = next((escape for escape in _ESCAPE.finditer(text) if escape[1]), None)
+            if half:
+                raise json.JSONDecodeError(f"{half[0]} is half a character, without the other", text, half.start())
     except json.JSONDecodeError as error:
         at = f", column {error.colno}" if error.lineno == 1 else f", line {error.lineno}, column {error.colno}"
         raise UserError(f"{where}{at}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON: {error}") from None
+    return value
 
 
 def _no_number(name: str) -> None:
@@ -143,7 +151,7 @@ def _json_rows(
 ) -> Iterator[Row]:
     keys = {name: name if column is None else column for name, column in columns.items()}
     for name, key in keys.items():
-        if isinstance(key, int):
+        if isinstance(key, int) and name in needed:
             raise UserError(f"{document.name}: expected the key of the {name} in a .jsonl, got the number {key}")
     for number, line in enumerate(document.lines(), start=1):
         where = f"{document.name}, line {number}"
@@ -172,13 +180,19 @@ def _table_rows(
     lines = split(document)
     places: dict[str, int | None] | None = None
     width = 0
+    leading = []  # numbers of blank lines before the first row: they are rows where that is no header
     for number, fields in lines:
         where = f"{document.name}, line {number}"
+        if not any(fields) or (len(fields) == 1 and not fields[0].strip()):
+            if places is None:
+                leading.append(number)
+            elif blanks:
+                yield Row(document.name, number, {next(iter(columns)): ""})
+            continue
         if places is None:
             names = [field.strip() for field in fields]
             if header is None:
-                by_name = any(isinstance(column, str) for column in columns.values())
-                header = by_name or (len(names) > 1 and any(name.lower() in columns for name in names))
+                header = _is_header(names, columns, needed)
             places = {
                 name: _place(name, column, position, names if header else None, len(fields), where, name in needed)
                 for position, (name, column) in enumerate(columns.items())
@@ -186,13 +200,21 @@ def _table_rows(
             width = len(fields)
             if header:
                 continue
-        if not any(fields):
             if blanks:
-                yield Row(document.name, number, {next(iter(columns)): ""})
-            continue
+                yield from (Row(document.name, line, {next(iter(columns)): ""}) for line in leading)
         if len(fields) != width:
             raise UserError(f"{where}: expected {width} columns as in the first row, got {len(fields)}")
         yield Row(document.name, number, {name: None if at is None else fields[at] for name, at in places.items()})
+    if places is None and blanks:
+        yield from (Row(document.name, line, {next(iter(columns)): ""}) for line in leading)
+
+
+def _is_header(names: Sequence[str], columns: Mapping[str, Column | None], needed: Sequence[str]) -> bool:
+    """Return whether a first row names the columns: it has a name that was given, or needs to, or has a usual one."""
+    there = {name.lower() for name in names}
+    given = {name: column for name, column in columns.items() if isinstance(column, str)}
+    by_name = any(name in needed or column.lower() in there for name, column in given.items())
+    return by_name or (len(names) > 1 and any(name in there for name in columns))
 
 
 def _place(
@@ -203,13 +225,15 @@ def _place(
         f"there are {_listed(names)}" if names else f"there {'is 1' if width == 1 else f'are {width}'}, without names"
     )
     if isinstance(column, int):
-        if column == 0 or not -width <= column <= width:
+        if column != 0 and -width <= column <= width:
+            return column - 1 if column > 0 else width + column
+        if needed:
             raise UserError(f"{where}: no column {column} for the {name}; there are {width}, counted from 1")
-        return column - 1 if column > 0 else width + column
+        return None
     if names is None:
-        if column is not None:
+        if column is not None and needed:
             raise UserError(f"{where}: no column {column!r} for the {name}, as there is no header")
-        if position < width:
+        if column is None and position < width:
             return position
     else:
         wanted = column or name
@@ -219,7 +243,7 @@ def _place(
             raise UserError(f"{where}: two columns are called {wanted!r}; give the number of one")
         if matches:
             return matches[0]
-    if needed or column is not None:
+    if needed:
         raise UserError(f"{where}: no column for the {name}; {there}; say which one it is")
     return None
 
