@@ -199,6 +199,15 @@ def test_commands(trained, kind, capsys, monkeypatch):
         assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_info_says_what_was_trained_without_the_vocabularies(trained, kind, capsys):
+    assert main(["info", str(trained[kind][1])]) == 0
+    output = capsys.readouterr().out
+    assert f"kind: {kind}" in output
+    assert "hidden_size" in output
+    assert len(output) < 6000
+
+
 def test_a_tagger_fills_in_the_column_of_its_input(trained, tmp_path, capsys):
     data, directory, _ = trained["tagger"]
     assert main(["predict", str(directory), str(data)]) == 0

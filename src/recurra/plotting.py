@@ -65,8 +65,10 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
             markersize=4,
             label="validation",
         )
+        last = valid[-1]
+        scored = f"{last.get('score_name', 'score')} {last['score']:.3g}" if "score" in last else None
         axes.annotate(
-            f"perplexity {math.exp(min(50.0, valid[-1]['valid'])):.1f}",
+            scored or f"perplexity {math.exp(min(50.0, last['valid'])):.1f}",
             (valid[-1]["seconds"] / 60, valid[-1]["valid"]),
             textcoords="offset points",
             xytext=(-4, 8),
