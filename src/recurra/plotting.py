@@ -12,11 +12,15 @@ from typing import Any
 from recurra.config import UserError
 from recurra.files import written_whole
 
-__all__ = ["bars", "learning_curve", "swatches"]
+__all__ = ["bars", "figure_of", "learning_curve", "save", "swatches"]
 
 
-def _figure(width: float, height: float) -> Any:
-    """A figure that needs no display."""
+def figure_of(width: float, height: float) -> Any:
+    """A matplotlib figure that needs no display, of a size in inches.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -24,7 +28,7 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write the picture in the format that the path's suffix names, whole or not at all."""
     content = io.BytesIO()
     form = path.suffix[1:] or "png"
@@ -49,7 +53,7 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not lines:
         raise UserError(f"{log}: holds nothing to draw yet")
-    figure = _figure(6.4, 4.0)
+    figure = figure_of(6.4, 4.0)
     axes = figure.add_subplot()
     trained = [line for line in lines if "loss" in line]
     minutes = [line["seconds"] / 60 for line in trained]
@@ -79,7 +83,7 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
     axes.set_title(title, fontsize="medium", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None:
@@ -93,7 +97,7 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     Raises:
         UserError: matplotlib is missing.
     """
-    figure = _figure(7.0, 0.8 + 0.32 * len(values))
+    figure = figure_of(7.0, 0.8 + 0.32 * len(values))
     axes = figure.add_subplot()
     places = range(len(values))
     drawn = axes.barh(places, [value for _, value in values], color="0.6", height=0.62)
@@ -103,7 +107,7 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *, columns: int = 4) -> None:
@@ -117,7 +121,7 @@ def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *,
     if not colours:
         raise UserError("there are no colours to draw")
     rows = math.ceil(len(colours) / columns)
-    figure = _figure(2.2 * columns, 0.62 * rows)
+    figure = figure_of(2.2 * columns, 0.62 * rows)
     axes = figure.add_subplot()
     for index, (name, rgb) in enumerate(colours):
         row, column = divmod(index, columns)
@@ -126,7 +130,7 @@ def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *,
         axes.text(column + 0.37, row + 0.5, name, va="center", fontsize=7, parse_math=False)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _rectangle(corner: tuple[float, float], width: float, height: float, colour: tuple[float, ...]) -> Any:
