@@ -12,7 +12,19 @@ import sys
 from collections.abc import Sequence
 
 from recurra import __version__
-from recurra.commands import data, evaluate, explain, generate, predict, systems, train
+from recurra.commands import (
+    data,
+    evaluate,
+    explain,
+    generate,
+    gradients,
+    predict,
+    probe,
+    report,
+    systems,
+    trace,
+    train,
+)
 from recurra.commands.command import complain
 from recurra.config import ArgumentParser, UserError
 
@@ -26,8 +38,12 @@ COMMANDS = {
     **systems.COMMANDS,
     **data.COMMANDS,
     **explain.COMMANDS,
+    **trace.COMMANDS,
+    **gradients.COMMANDS,
+    **probe.COMMANDS,
+    **report.COMMANDS,
 }
-TWO_WORDS = ("train", "explain")  # the first words of commands that have two
+TWO_WORDS = ("train", "explain", "probe")  # the first words of commands that have two
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

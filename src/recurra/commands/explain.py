@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recurra.commands.command import Command, positive
 from recurra.config import ArgumentParser, UserError
+
+if TYPE_CHECKING:
+    from recurra.explaining import Clipped, Clipping, Situation
 
 __all__ = ["COMMANDS"]
 
 LONGEST = 10_000  # steps or sequences; beyond it is no explanation any more
 WIDEST = 40  # steps of a picture that fits a terminal; and of a list of numbers
+LOGGED = 10  # lines of a log that are shown
+WHOLE = 256  # numbers of a gradient that are given one by one
+TITLES = {"lstm": "LSTM", "gru": "GRU", "rnn": "simple RNN"}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"  # name the sequences of a picture
 
 
@@ -88,6 +97,286 @@ def _packing(arguments: argparse.Namespace) -> Explanation:
     return Explanation(result, "\n".join(lines))
 
 
+def _model_flags(parser: ArgumentParser, *, unit: str) -> None:
+    """Flags of what is looked at: a model over a text, or a small layer of random numbers."""
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        metavar="DIR",
+        help="folder of a recurrent language model (default: a small fresh layer)",
+    )
+    parser.add_argument("--text", metavar="TEXT", help="what the model reads")
+    parser.add_argument("--layer", type=positive, default=1, metavar="N", help="from 1 (default: 1)")
+    parser.add_argument("--unit", type=_whole, default=0, metavar="N", help=f"{unit}, from 0 (default: 0)")
+    parser.add_argument("--seed", type=_whole, default=1, metavar="N", help="of the fresh layer (default: 1)")
+
+
+def _whole(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _situation(arguments: argparse.Namespace, cell: str, *, steps: int, target: bool = False) -> Situation:
+    """What the flags ask to look at."""
+    from recurra import explaining
+
+    if arguments.directory is None:
+        if arguments.text is not None:
+            raise UserError("--text: there is no model to read it; give the folder of one")
+        return explaining.fresh(cell, seed=arguments.seed, steps=steps)
+    from recurra.language_model import load
+
+    return explaining.reading(load(arguments.directory, device="cpu"), arguments.text or "", target=target)
+
+
+def _cell(cell: str, arguments: argparse.Namespace) -> Explanation:
+    from recurra.explaining import step_lines
+
+    situation = _situation(arguments, cell, steps=3)
+    if situation.cell != cell:
+        raise UserError(
+            f"{arguments.directory}: expected a model of cell {cell}, got {situation.cell};"
+            f" try `recurra explain {situation.cell} {arguments.directory}`"
+        )
+    stack, unit, time = situation.stack, arguments.unit, len(situation.reads)
+    step = step_lines(situation, layer=arguments.layer, unit=unit)
+    before = {f"{name}(t-1)": part[0].tolist() for name, part in zip("hc", step.before, strict=False)}
+    notes = _notes(stack, arguments.layer)
+    result = {
+        "cell": cell,
+        "layer": arguments.layer,
+        "unit": unit,
+        "units": stack.hidden_sizes[arguments.layer - 1],
+        "reads": situation.reads,
+        "step": time,
+        "inputs": {"e(t)": step.reads[0].tolist(), **before},
+        "lines": [{**line._asdict(), "numbers": line.with_numbers()} for line in step.lines],
+        "notes": notes,
+    }
+    read = json.dumps(situation.reads[-1], ensure_ascii=False) if arguments.directory else situation.reads[-1]
+    lines = [
+        f"{TITLES[cell]}, layer {arguments.layer}, unit {unit} of {result['units']}, at t = {time}, reading {read}"
+        + ("" if arguments.directory else f" (a fresh layer, seed {arguments.seed})"),
+        "",
+    ]
+    width = max(len(line.name) for line in step.lines)
+    for name, values in before.items():
+        lines.append(f"  {name:<{width}} = {values[unit]:.4f}")
+    for line in step.lines:
+        lines += [
+            f"  {line.name:<{width}} = {line.equation}",
+            f"  {'':<{width}} = {line.with_numbers()}",
+            f"  {'':<{width}} = {line.value:.4f}",
+        ]
+    return Explanation(result, "\n".join([*lines, "", *notes]))
+
+
+def _notes(stack: Any, layer: int) -> list[str]:
+    """What the letters stand for, for this stack."""
+    weight = stack.weights(layer - 1).weight_hh
+    sigma = "1 / (1 + exp(-x))" if stack.mode[:3] != "RNN" else stack.nonlinearity
+    notes = [
+        f"sigma is {sigma}; W_h h(t-1) is this unit's sum of {weight.shape[1]} products, W_e e(t) of"
+        f" {stack.weights(layer - 1).weight_ih.shape[1]};",
+        "b is the sum of both biases; every gate has rows of its own in W_h, W_e and b.",
+    ]
+    if stack.layer_norm:
+        notes.append("LN is layer normalisation, over all units, with its gain (of c(t) with its bias too).")
+    if stack.mode == "LSTM" and stack.proj_size:
+        notes.append("W_r mixes all units of the cell: the last line is no longer of one of them.")
+    if any(stack._zoneouts):
+        notes.append("Zoneout then mixes the new state with the old one, which these lines leave out.")
+    return notes
+
+
+def _bptt_flags(parser: ArgumentParser) -> None:
+    _model_flags(parser, unit="row and column of the entry of W_h that is shown")
+    parser.add_argument("--cell", choices=tuple(TITLES), help="of the fresh layer (default: rnn)")
+    parser.add_argument("--steps", type=positive, default=5, metavar="N", help="to go back, at most (default: 5)")
+
+
+def _bptt(arguments: argparse.Namespace) -> Explanation:
+    from recurra.explaining import ROWS, contributions
+
+    if arguments.steps > LONGEST:
+        raise UserError(f"--steps: expected at most {LONGEST:,}, got {arguments.steps:,}")
+    if arguments.directory is not None and arguments.cell is not None:
+        raise UserError("--cell: a model has its own; leave it out, or DIR")
+    situation = _situation(arguments, arguments.cell or "rnn", steps=arguments.steps, target=True)
+    unit = arguments.unit
+    situation.check(arguments.layer, unit)
+    found = contributions(situation, layer=arguments.layer, steps=arguments.steps)
+    total, together, block = found.total, found.together, ROWS[situation.cell][0]
+    steps = [
+        {
+            "step": found.first + place,
+            "reads": situation.reads[found.first - 1 + place],
+            "norm": float(part.norm()),
+            "entry": float(part[unit, unit]) + 0.0,  # no -0.0
+            **({"contribution": part.tolist()} if part.numel() <= WHOLE else {}),
+        }
+        for place, part in enumerate(found.parts)
+    ]
+    result = {
+        "cell": situation.cell,
+        "layer": arguments.layer,
+        "unit": unit,
+        "loss": found.loss,
+        "loss_is": situation.what,
+        "steps": steps,
+        "sum": {"norm": float(total.norm()), "entry": float(total[unit, unit])},
+        "autograd": {"norm": float(together.norm()), "entry": float(together[unit, unit])},
+        "largest_difference": found.difference,
+    }
+    names = [json.dumps(str(step["reads"]), ensure_ascii=False)[1:-1] for step in steps]
+    width = max(12, *(len(name) + 7 for name in names))
+    entry = f"W_h[{unit},{unit}]"
+    last = found.first + len(steps) - 1
+    lines = [
+        f"J = {found.loss:.6f} at step {last}: {situation.what}",
+        f"{TITLES[situation.cell]}, layer {arguments.layer}; W_h is {' x '.join(map(str, total.shape))}",
+        "",
+        "dJ/dW_h = sum over steps k of dJ/dW_h of step k alone, as if each step had a W_h of its own:",
+        "",
+        f"  {'step reads':<{width}}{'norm':>13}{entry:>15}",
+    ]
+    rows = [(f"{step['step']:>4} {name}", step) for step, name in zip(steps, names, strict=True)]
+    rows += [(name, result[name]) for name in ("sum", "autograd")]
+    for name, row in rows:
+        lines.append(f"  {name:<{width}}{row['norm']:>13.4e}{row['entry']:>15.4e}")
+    lines += ["", f"largest difference between sum and autograd, of any entry: {found.difference:.1e}"]
+    if len(ROWS[situation.cell]) > 1:
+        lines.append(f"{entry} is of the {block} gate's rows; norms are over all gates.")
+    lines.append("Norms do not add up: the summands of different steps point in different directions.")
+    if found.first == 1:
+        lines.append("Step 1 adds nothing: before it h is 0.")
+    else:
+        lines.append(f"The state after step {found.first - 1} is taken as given: truncated backpropagation.")
+    return Explanation(result, "\n".join(lines))
+
+
+def _clipping_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("directory", nargs="?", metavar="DIR", help="folder of a trained model, whose log is told of")
+    parser.add_argument("--text", metavar="TEXT", help="take the language model's gradient on this text")
+    parser.add_argument(
+        "--gradient",
+        type=_numbers,
+        metavar="X,X,...",
+        help="take this gradient (default: 3,-4); =-1,2 where - is first",
+    )
+    parser.add_argument("--norm", type=float, metavar="X", help="limit of the norm (default: as trained, or 1)")
+    parser.add_argument("--value", type=float, metavar="X", help="limit of an entry (default: as trained, or 1)")
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers with commas between them, for argparse."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 3,-4, got {text!r}") from None
+
+
+def _clipping(arguments: argparse.Namespace) -> Explanation:
+    from recurra import explaining
+
+    if arguments.text is not None and (arguments.directory is None or arguments.gradient is not None):
+        raise UserError("--text: needs the folder of a model, and takes the place of --gradient")
+    logged = None if arguments.directory is None else explaining.logged_norms(arguments.directory)
+    norm = arguments.norm if arguments.norm is not None else (logged and logged.limit) or 1.0
+    value = arguments.value if arguments.value is not None else (logged and logged.value) or 1.0
+    gradient: Any = arguments.gradient or [3.0, -4.0]
+    if arguments.text is not None:
+        from recurra.language_model import load
+
+        gradient = explaining.text_gradient(load(arguments.directory, device="cpu"), arguments.text)
+    found = explaining.clipping(gradient, norm=norm, value=value)
+    before = found.before
+    result: dict[str, Any] = {
+        "entries": len(before.gradient),
+        "before": _clipped(before),
+        "by_norm": {"limit": norm, "factor": found.factor, **_clipped(found.by_norm)},
+        "by_value": {"limit": value, **_clipped(found.by_value)},
+    }
+    lines = [_clipped_text(found, norm, value)]
+    if logged is not None:
+        result["log"], text = _logged(logged)
+        lines += ["", text]
+    return Explanation(result, "\n".join(lines))
+
+
+def _clipped(each: Clipped) -> dict[str, Any]:
+    numbers = {"norm": each.norm, "largest": each.largest, "cosine": each.cosine}
+    return numbers | ({"gradient": each.gradient.tolist()} if len(each.gradient) <= WHOLE else {})
+
+
+def _clipped_text(found: Clipping, norm: float, value: float) -> str:
+    before = found.before
+    lines = []
+    if len(before.gradient) <= LOGGED:
+        lines.append(f"g = {_vector(before)}")
+    else:
+        lines.append(f"g: {len(before.gradient):,} numbers, the largest {before.largest:.4e}")
+    lines += [
+        f"norm of g = {before.norm:.6f}",
+        "",
+        f"by norm, limit {norm:g}: g * min(1, {norm:g} / (norm + 1e-6)) = g * {found.factor:.6f}",
+        f"by value, limit {value:g}: every entry of g cut off at -{value:g} and {value:g}",
+        "",
+        f"{'':<10}{'norm':>14}{'largest':>14}{'cosine with g':>16}",
+    ]
+    rows = (("before", before), ("by norm", found.by_norm), ("by value", found.by_value))
+    for name, each in rows:
+        vector = f"   {_vector(each)}" if len(each.gradient) <= LOGGED else ""
+        lines.append(f"{name:<10}{each.norm:>14.6f}{each.largest:>14.6f}{each.cosine:>16.6f}{vector}")
+    lines += ["", "By norm g keeps its direction (cosine 1); by value it may turn."]
+    return "\n".join(lines)
+
+
+def _vector(each: Clipped) -> str:
+    return "(" + ", ".join(f"{number:.4f}" for number in each.gradient.tolist()) + ")"
+
+
+def _logged(logged: Any) -> tuple[dict[str, Any], str]:
+    """What a training run logged of its gradients."""
+    clipped = sum(logged.limit is not None and norm > logged.limit for norm in logged.norms)
+    result: dict[str, Any] = {"clip_norm": logged.limit, "clip_value": logged.value, "logged": len(logged.norms)}
+    if not logged.norms:
+        return result, "The log has no norms: the run was shorter than --log-every steps."
+    result |= {
+        "smallest": min(logged.norms),
+        "median": statistics.median(logged.norms),
+        "largest": max(logged.norms),
+        "longer_than_limit": clipped,
+        "steps": [
+            {"step": step, "norm": norm, "factor": factor, "after": norm * factor}
+            for step, norm, factor in zip(logged.steps, logged.norms, logged.factors, strict=True)
+        ],
+    }
+    limit = "none" if logged.limit is None else f"{logged.limit:g}"
+    count = len(logged.norms)
+    lines = [
+        f"In training, limit of the norm {limit}: of {count:,} steps in the log, {clipped:,} were longer",
+        f"({100 * clipped / count:.1f} %). Norms before clipping: smallest {result['smallest']:.4f}, median"
+        f" {result['median']:.4f}, largest {result['largest']:.4f}.",
+        "",
+        f"{'step':>10}{'norm':>14}{'factor':>12}{'after':>14}",
+    ]
+    every = math.ceil(count / LOGGED)
+    lines += [
+        f"{row['step']:>10}{row['norm']:>14.6f}{row['factor']:>12.6f}{row['after']:>14.6f}"
+        for row in result["steps"][::every]
+    ]
+    if every > 1:
+        lines.append(f"(1 of {every} is shown)")
+    if logged.value is not None:
+        lines.append(
+            f"Entries were cut off at {logged.value:g} before, of which the log does not tell: at most so long."
+        )
+    return result, "\n".join(lines)
+
+
 def _listed(numbers: tuple[int, ...] | list[int]) -> str:
     """Numbers in a line, the middle left out where there are many."""
     if len(numbers) <= WIDEST:
@@ -117,4 +406,14 @@ def _subject(
 
 COMMANDS = {
     "explain packing": _subject("what packing sequences of these lengths saves", _packing_flags, _packing),
+    **{
+        f"explain {cell}": _subject(
+            f"one step of {article} {TITLES[cell]}: its equations with numbers",
+            partial(_model_flags, unit="whose numbers"),
+            partial(_cell, cell),
+        )
+        for cell, article in (("lstm", "an"), ("gru", "a"), ("rnn", "a"))
+    },
+    "explain bptt": _subject("a gradient through time as a sum over steps", _bptt_flags, _bptt),
+    "explain clipping": _subject("what clipping does to a gradient", _clipping_flags, _clipping),
 }

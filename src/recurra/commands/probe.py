@@ -1,0 +1,181 @@
+"""What a model has learnt: how far back it remembers, and whether its verbs agree with their subjects."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recurra.commands.command import Command, complain, loading_flags, positive
+from recurra.commands.reporter import Reporter
+from recurra.config import ArgumentParser, UserError, add_flags, resolve
+
+if TYPE_CHECKING:
+    from recurra.probing import RecallResult
+
+__all__ = ["COMMANDS"]
+
+
+def _recall_flags(parser: ArgumentParser) -> None:
+    from recurra.probing import RecallSettings, RepeatedSettings
+
+    parser.add_argument(
+        "directory", nargs="?", metavar="DIR", help="folder of a model of words, to look at its memory of a real text"
+    )
+    parser.add_argument("text", nargs="*", metavar="TEXT", help="that text: file, folder, glob, .gz or CORPUS:SPLIT")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="write the table here, as JSON and as Markdown")
+    _showing_flags(parser)
+    parser.add_argument("--quiet", action="store_true", help="say nothing but the table")
+    add_flags(parser, RecallSettings, title="networks trained on made-up texts (without DIR)")
+    add_flags(parser, RepeatedSettings, title="words that come again in a real text (with DIR and TEXT)")
+
+
+def _recall(arguments: argparse.Namespace) -> int:
+    from recurra.probing import RecallSettings, RepeatedSettings
+
+    real = arguments.directory is not None
+    if real and not arguments.text:
+        raise UserError(
+            f"expected a text that {arguments.directory} should read; without a model, networks are trained"
+        )
+    foreign, other = (RecallSettings, "trained") if real else (RepeatedSettings, "real")
+    for field in dataclasses.fields(foreign):
+        if hasattr(arguments, field.name) and not (real and field.name == "device"):
+            flag = "--" + field.name.replace("_", "-")
+            if other == "trained":
+                raise UserError(f"{flag}: belongs to networks that are trained here; leave out {arguments.directory}")
+            raise UserError(f"{flag}: belongs to a model that reads a real text; give its folder and the text")
+    if arguments.picture:
+        _check_picture()
+    return _repeated(arguments) if real else _trained(arguments)
+
+
+def _trained(arguments: argparse.Namespace) -> int:
+    from recurra.probing import RecallSettings, draw_recall, recall, recall_table
+
+    settings: RecallSettings = resolve({"recall": RecallSettings}, flags=arguments)["recall"]
+
+    def keep(result: RecallResult) -> None:
+        _write(arguments.output, "recall", result.to_mapping(), recall_table(result))
+
+    with Reporter(arguments.quiet or arguments.json) as reporter:
+        result = recall(settings, say=reporter.say, watch=reporter.watch, finished=keep)
+    if result.stopped and arguments.output and result.rows:
+        keep(result)  # once more: as a table that is not complete
+    if arguments.json:
+        print(json.dumps(result.to_mapping(), indent=1))
+    elif result.rows:
+        print(recall_table(result), end="")
+    if arguments.picture and result.rows:
+        draw_recall(result, Path(arguments.picture))
+    if result.stopped:
+        return complain(f"stopped after {len(result.rows)} runs", 128 + result.stopped)
+    return 0
+
+
+def _repeated(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from recurra.language_model import load
+    from recurra.probing import RepeatedSettings, draw_repeated, repeated_table, repeated_words
+    from recurra.text.batches import write_tokens
+    from recurra.text.corpora import open_text
+
+    settings: RepeatedSettings = resolve({"repeated": RepeatedSettings}, flags=arguments)["repeated"]
+    device = getattr(arguments, "device", "auto")
+    lm = load(arguments.directory, device=None if device == "auto" else device)
+    with tempfile.TemporaryDirectory() as folder, Reporter(arguments.quiet or arguments.json) as reporter:
+        stream = write_tokens(open_text(arguments.text), lm.tokenizer, Path(folder) / "text")
+        reporter.say(f"reading {len(stream):,} tokens")
+        result = repeated_words(lm, stream, settings)
+    _write(arguments.output, "repeated-words", result.to_mapping(), repeated_table(result))
+    print(json.dumps(result.to_mapping(), indent=1) if arguments.json else repeated_table(result).rstrip())
+    if arguments.picture:
+        draw_repeated(result, Path(arguments.picture))
+    return 0
+
+
+def _agreement_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="folder of any language model, or an .arpa file")
+    parser.add_argument(
+        "pairs",
+        nargs="*",
+        metavar="PAIRS",
+        help="pairs of sentences: .tsv, .csv or .jsonl with sentence_good and sentence_bad, as BLiMP's; the sets of"
+        " Linzen et al. and of Marvin and Linzen (default: some two hundred of Recurra's own)",
+    )
+    _showing_flags(parser)
+    parser.add_argument("--per-pair", metavar="FILE", help="write outcome and scores of every pair as TSV")
+    parser.add_argument("--lowercase", action="store_true", help="make all letters small first")
+    parser.add_argument(
+        "--split-punctuation",
+        action=argparse.BooleanOptionalAction,
+        help="put full stops and their like apart from words (default: where the model was trained on such text)",
+    )
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="sentences read side by side")
+    loading_flags(parser)
+
+
+def _agreement(arguments: argparse.Namespace) -> int:
+    from recurra.agreement import PAIRS, draw, measure, read_pairs, table, write_pairs_tsv
+    from recurra.files import written_whole
+    from recurra.language_model import load
+
+    if arguments.picture:
+        _check_picture()
+    pairs = list(read_pairs(arguments.pairs or [PAIRS]))
+    lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
+    with Reporter(arguments.json) as reporter:
+
+        def watch(done: int, total: int) -> None:
+            if total > done:
+                reporter.say(f"{done:,} of {total:,} pairs")
+
+        result = measure(
+            lm,
+            pairs,
+            lowercase=arguments.lowercase,
+            split_punctuation=arguments.split_punctuation,
+            batch_size=arguments.batch_size,
+            progress=watch,
+        )
+    if arguments.per_pair:
+        with written_whole(arguments.per_pair) as file:
+            write_pairs_tsv(file, result)
+    if arguments.picture:
+        draw(result, Path(arguments.picture), title=Path(arguments.directory).name)
+    print(json.dumps(result.to_mapping(), indent=1, ensure_ascii=False) if arguments.json else table(result))
+    return 0
+
+
+def _showing_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--picture", metavar="FILE", help="draw it: .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _check_picture() -> None:
+    """Fail before the work, not after it, where matplotlib is missing."""
+    from recurra.plotting import figure_of
+
+    figure_of(1, 1)
+
+
+def _write(folder: str | None, name: str, content: dict[str, Any], table: str) -> None:
+    """Write a table as JSON and as Markdown; where no folder was given, nothing."""
+    if folder is None:
+        return
+    from recurra.checkpoint import write_json
+    from recurra.files import written_whole
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json(Path(folder) / f"{name}.json", content)
+    with written_whole(Path(folder) / f"{name}.md") as file:
+        file.write(table)
+
+
+COMMANDS = {
+    "probe recall": Command("how far back networks remember: made-up texts, or a model's own", _recall_flags, _recall),
+    "probe agreement": Command("do a language model's verbs agree with their subjects?", _agreement_flags, _agreement),
+}

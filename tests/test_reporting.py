@@ -1,0 +1,533 @@
+"""The page about a model: every section is there, says what the numbers say, and is safe to open."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import random
+import re
+import shutil
+from collections import defaultdict
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import recurra
+from recurra import reporting
+from recurra.commands.report import COMMANDS
+from recurra.config import ArgumentParser, UserError
+from recurra.evaluation import surprisals
+from recurra.reporting import Curve, ReportSettings, bar_chart, heat_map, line_chart, measure, page, report
+from recurra.text.batches import TokenStream
+
+BAD = "<script>alert(1)</script>"
+SECTIONS = (
+    "learning results frequency position surprisal samples gradients gates settings sizes speed".split()  # noqa: SIM905
+)
+SHORT = {"tokenizer": "whitespace", "hidden_size": 6, "batch_size": 2, "chunk_length": 5, "dropout": 0.0}
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+def text_of(lines, seed=0):
+    """Lines of different lengths with frequent and rare words, and with some that are no words."""
+    chance = random.Random(seed)
+    words = [
+        "the",
+        "a",
+        "dog",
+        "cat",
+        "hen",
+        "sees",
+        "bites",
+        "&amp;",
+        "\"x'",
+        "…",
+        BAD,
+        *(f"rare{n}" for n in range(30)),
+    ]
+    weights = [60, 30, *[8] * 8, 5, *[0.5] * 30]
+    return "".join(" ".join(chance.choices(words, weights, k=chance.randint(1, 11))) + "\n" for _ in range(lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reporting")
+    (path / "text.txt").write_text(text_of(250))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lstm(folder):
+    recurra.train_lm(
+        folder / "text.txt", folder / "lstm", **SHORT, layers=2, max_steps=30, log_every=5, evaluate_every=10
+    )
+    return folder / "lstm"
+
+
+@pytest.fixture(scope="module")
+def ngram(folder):
+    recurra.train_lm(
+        folder / "text.txt", folder / "ngram", kind="ngram", tokenizer="whitespace", order=3, discount_fallback=True
+    )
+    return folder / "ngram"
+
+
+@pytest.fixture(scope="module")
+def numbers(lstm):
+    return measure(lstm, ReportSettings(samples=2, tokens=12, seed=3))
+
+
+@pytest.fixture(scope="module")
+def counted(ngram):
+    return measure(ngram, ReportSettings(samples=1, tokens=12))
+
+
+class Page(HTMLParser):
+    """What is in a page: its elements, its ids, the text and the rows of tables of each section."""
+
+    def __init__(self, content):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.ids = [], [], []
+        self.text, self.rows, self.section = defaultdict(str), defaultdict(list), ""
+        self.cell = None
+        self.feed(content)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.note(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.note(tag, attributes)
+
+    def note(self, tag, attributes):
+        names = [name for name, _ in attributes]
+        assert len(names) == len(set(names)), f"twice in {tag}: {names}"
+        values = dict(attributes)
+        self.elements.append((tag, values))
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag == "section":
+            self.section = values["id"]
+        if tag == "tr":
+            self.rows[self.section].append([])
+        if tag in ("td", "th"):
+            self.rows[self.section][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text[self.section] += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[self.section][-1][-1] += data
+
+
+def run(*arguments):
+    parser = ArgumentParser(prog="recurra report")
+    COMMANDS["report"].flags(parser)
+    return COMMANDS["report"].run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def number(text):
+    return float(text.replace(",", "")) if text not in ("–", "∞") else None
+
+
+def close(text, value):
+    """Whether a text is a number to the four digits that the page has."""
+    return number(text) == (None if value is None else pytest.approx(value, rel=5.1e-4))
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_every_section_is_there_for_a_recurrent_model(numbers):
+    found = Page(page(numbers))
+    assert [name for name in found.ids if not name.endswith("-heading")] == SECTIONS
+    assert numbers["missing"] == {}
+    for name in SECTIONS:
+        assert found.rows[name] or name == "samples", name
+    pictures = [values["aria-label"] for tag, values in found.elements if tag == "svg"]
+    assert [label.split()[0] for label in pictures] == [
+        *("Training", "Learning", "Norm", "Perplexity", "Perplexity", "Gradient", "Forget")
+    ]
+
+
+def test_every_section_is_there_for_an_ngram_model_and_says_what_it_has_not(counted):
+    found = Page(page(counted))
+    assert [name for name in found.ids if not name.endswith("-heading")] == SECTIONS
+    assert set(counted["missing"]) == {"learning", "gradients", "gates"}
+    assert "made by counting" in found.text["learning"]
+    assert "another kind of model" in found.text["gates"]
+    assert counted["reading"]["by_frequency"]
+    assert counted["samples"]["passages"][0]["text"]
+
+
+@pytest.mark.parametrize("which", ["numbers", "counted"])
+def test_the_page_needs_nothing_else_and_nothing_in_it_runs(which, request):
+    content = page(request.getfixturevalue(which))
+    found = Page(content)
+    assert not re.search(r"(https?:)?//[a-z]|url\(|@import", content)
+    assert {tag for tag, _ in found.elements}.isdisjoint({"script", "link", "img", "iframe", "object", "base", "image"})
+    for tag, values in found.elements:
+        assert not any(name.startswith("on") or name in ("src", "style") for name in values), tag
+        if "href" in values:
+            assert values["href"][0] == "#"
+            assert values["href"][1:] in found.ids
+        if "aria-labelledby" in values:
+            assert values["aria-labelledby"] in found.ids
+        if tag == "svg":
+            assert values["role"] == "img"
+            assert values["aria-label"]
+    assert len(found.ids) == len(set(found.ids))
+    assert "prefers-color-scheme: dark" in content
+    assert "@media print" in content
+    assert content.startswith("<!doctype html>")
+
+
+def test_tokens_are_escaped_and_shown(numbers):
+    content = page(numbers)
+    assert BAD not in content
+    assert html.escape(BAD) in content
+    found = Page(content)
+    excerpt = "".join(each["text"] for each in numbers["reading"]["excerpt"])
+    assert BAD in excerpt
+    assert excerpt.replace("\n", "⏎\n") in found.text["surprisal"]
+    assert any(row and row[0] == BAD for row in found.rows["surprisal"])
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00\x07", "$title ${x} $$", "</pre></section>", "'\"><b onclick=1>"])
+def test_whatever_a_token_is_the_page_holds(text, numbers):
+    changed = json.loads(json.dumps(numbers))
+    changed["samples"]["passages"][0]["text"] = text
+    changed["reading"]["excerpt"][0] |= {"token": text, "text": text}
+    changed["gates"]["tokens"][0] = text
+    changed["sizes"]["frequent"][0]["token"] = text
+    changed["model"]["name"] = text
+    changed["settings"]["corpus"][0]["value"] = [text]
+    content = page(changed)
+    content.encode("utf-8")
+    assert "\x00" not in content
+    found = Page(content)
+    assert [name for name in found.ids if not name.endswith("-heading")] == SECTIONS
+    assert not any("onclick" in values for _, values in found.elements)
+    if "$" in text or "<" in text:
+        assert text in found.text["samples"]
+
+
+def test_the_page_says_the_numbers(numbers):
+    rows = Page(page(numbers)).rows
+    reading = numbers["reading"]
+    for section in ("frequency", "position"):
+        shown = rows[section][1:]
+        assert len(shown) == len(reading[f"by_{section}"])
+        for cells, each in zip(shown, reading[f"by_{section}"], strict=True):
+            assert cells[0] == each["name"]
+            assert int(cells[1].replace(",", "")) == each["tokens"]
+            assert close(cells[2], each["nats_per_token"])
+            assert close(cells[3], each["perplexity"])
+            assert close(cells[4], 100 * each["share_of_tokens"])
+            assert close(cells[5], 100 * each["share_of_nats"])
+    header, *lines = rows["learning"]
+    for cells, line in zip(lines, numbers["learning"]["lines"], strict=True):
+        for name, cell in zip(header, cells, strict=True):
+            assert close(cell, line.get(name.replace(" ", "_")))
+    results = {cells[0]: cells[1:] for cells in rows["results"][1:]}
+    assert rows["results"][0] == ["", "valid", "test"]
+    for place, split in enumerate(("valid", "test")):
+        assert close(results["perplexity"][place], numbers["results"][split]["perplexity"])
+    assert close(results["parameters"][0], numbers["results"]["parameters"])
+    for cells, each in zip(rows["surprisal"][1:], reading["excerpt"], strict=True):
+        assert cells[0].strip() == each["token"].strip()
+        assert close(cells[1], each["nats"])
+        assert close(cells[2], each["nats"] / math.log(2))
+    gates = numbers["gates"]
+    table = rows["gates"][1 : 1 + len(gates["tokens"])]
+    for place, cells in enumerate(table):
+        assert cells[0] == gates["tokens"][place]
+        assert all(close(cell, unit[place]) for cell, unit in zip(cells[1:], gates["values"], strict=True))
+    decays = [
+        (f"layer {e['layer']}", k, v)
+        for e in numbers["gradients"]["layers"]
+        for k, v in zip(e["distances"], e["relative"], strict=True)
+    ]
+    for cells, (layer, distance, value) in zip(rows["gradients"][1:], decays, strict=True):
+        assert (cells[0], int(cells[1])) == (layer, distance)
+        assert close(cells[2], value)
+    settings = {cells[0]: cells[1] for cells in rows["settings"]}
+    assert settings["hidden_size"] == "6"
+    assert settings["max_minutes"] == "auto"
+    sizes = {cells[0]: cells[1] for cells in rows["sizes"]}
+    assert close(sizes["in all"], numbers["sizes"]["parameters"])
+    assert sum(numbers["sizes"]["parts"].values()) == numbers["sizes"]["parameters"]
+
+
+# ---- the numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["lstm", "ngram"])
+@pytest.mark.parametrize("by", ["frequency", "position"])
+def test_bins_make_up_the_whole(which, by, request):
+    reading = measure(request.getfixturevalue(which), ReportSettings(samples=0))["reading"]
+    bins = reading[f"by_{by}"]
+    assert sum(each["tokens"] for each in bins) == reading["tokens"]
+    mean = sum(each["tokens"] * each["nats_per_token"] for each in bins) / reading["tokens"]
+    assert math.exp(mean) == pytest.approx(reading["perplexity"])
+    assert sum(each["share_of_nats"] for each in bins) == pytest.approx(1)
+    assert sum(each["share_of_tokens"] for each in bins) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("which", ["lstm", "ngram"])
+def test_bins_are_those_of_a_dictionary(which, request):
+    directory = request.getfixturevalue(which)
+    lm = recurra.load(directory)
+    stream = TokenStream.open(directory / "training" / "valid")
+    tokens = stream.tokens.tolist()
+    nats = surprisals(lm.model, stream.tokens, reset=lm.model.settings.reset, line_starts=stream.line_starts)
+    by_count, by_place, place = defaultdict(list), defaultdict(list), 1
+    for token, surprisal in zip(tokens, nats, strict=True):
+        count = lm.tokenizer.vocabulary.counts[token]
+        low, high = next((a, b) for a, b in ((1, 10), (11, 100), (101, 1000), (1001, 10**4), (0, 0)) if a <= count <= b)
+        by_count["<unk>" if token == 0 else f"{low:,}–{high:,}"].append(surprisal)
+        name = next(n for n, last in (("1", 1), ("2", 2), ("3–4", 4), ("5–8", 8), ("9–16", 16)) if place <= last)
+        by_place[name].append(surprisal)
+        place = 1 if token == 1 else place + 1
+    reading = measure(directory, ReportSettings(samples=0))["reading"]
+    assert reading["tokens"] == reading["of"] == len(tokens)
+    for expected, bins in ((by_count, reading["by_frequency"]), (by_place, reading["by_position"])):
+        found = {each["name"].replace("9+", "9–16"): each for each in bins}
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert found[name]["tokens"] == len(values)
+            assert found[name]["perplexity"] == pytest.approx(np.exp(np.mean(values)), rel=1e-4)
+
+
+def test_a_long_text_is_read_in_part_to_the_end_of_a_line(lstm, monkeypatch):
+    monkeypatch.setattr(reporting, "LEAST_READ", 50)
+    monkeypatch.setattr(reporting, "WEIGHTS_READ", 0)
+    reading = measure(lstm, ReportSettings(samples=0))["reading"]
+    assert 25 < reading["tokens"] <= 50 < reading["of"]
+    stream = TokenStream.open(lstm / "training" / "valid")
+    assert reading["tokens"] in stream.line_starts
+
+
+def test_the_excerpt_is_text_with_its_spaces(folder, lstm):
+    for kind, text in (("whitespace", "the dog\nthe qqq cat"), ("characters", "the dog\nß…")):
+        tokenizer = recurra.load(lstm).tokenizer
+        if kind == "characters":
+            from recurra.text.documents import Text
+            from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
+
+            tokenizer = build_tokenizer(Text.from_string("the dog ß…\n"), TokenizerSettings(tokenizer=kind))
+        texts = reporting._texts(tokenizer, tokenizer.encode(text).tolist())
+        assert "".join(texts) == text.replace("qqq", "<unk>")
+
+
+def test_a_character_of_several_tokens_comes_when_it_is_whole():
+    from recurra.text.documents import Text
+    from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
+
+    tokenizer = build_tokenizer(
+        Text.from_string("the dog the dog\n" * 9), TokenizerSettings(tokenizer="byte-pairs", vocabulary_size=262)
+    )
+    text = "dog ß 語!"
+    texts = reporting._texts(tokenizer, tokenizer.encode(text).tolist())
+    assert "".join(texts) == text
+    assert texts.count("") >= 3
+
+
+def test_seed_and_sizes_of_passages(lstm, numbers):
+    again = measure(lstm, ReportSettings(samples=2, tokens=12, seed=3))
+    other = measure(lstm, ReportSettings(samples=3, tokens=5, seed=4))
+    assert again["samples"] == numbers["samples"]
+    assert [each["tokens"] for each in other["samples"]["passages"]] == [5, 5, 5]
+    lm = recurra.load(lstm)
+    first = numbers["samples"]["passages"][0]
+    assert first["text"] == lm.generate(max_tokens=12, seed=3)[0].text
+
+
+@pytest.mark.parametrize(("cell", "gate"), [("gru", "update"), ("rnn", "hidden")])
+def test_other_cells(cell, gate, folder):
+    recurra.train_lm(folder / "text.txt", folder / cell, **SHORT, cell=cell, max_steps=2)
+    found = measure(folder / cell, ReportSettings(samples=0))
+    gates = found["gates"]
+    assert (gates["gate"], gates["layers"]) == (gate, 1)
+    assert len(gates["values"]) == 6
+    values = np.array(gates["values"])
+    assert (values > (0 if cell == "gru" else -1)).all()
+    assert (values < 1).all()
+    assert found["missing"] == {"samples": "None were asked for."}
+    Page(page(found))
+
+
+def test_gradients_begin_at_one(numbers):
+    for layer in numbers["gradients"]["layers"]:
+        assert layer["relative"][0] == pytest.approx(1)
+        assert layer["distances"] == list(range(len(layer["distances"])))
+
+
+def test_other_kinds_of_models(folder):
+    rows = (
+        f"{'good' if n % 3 else 'bad'} {'dog' if n % 2 else 'cat'} {n}\t{'yes' if n % 3 else 'no'}" for n in range(60)
+    )
+    (folder / "texts.tsv").write_text("\n".join(rows) + "\n")
+    recurra.train_task("classifier", folder / "texts.tsv", folder / "c", max_steps=6, log_every=2, evaluate_every=3)
+    found = measure(folder / "c")
+    assert found["missing"] == {}
+    shown = Page(page(found))
+    names = [name for name in shown.ids if not name.endswith("-heading")]
+    assert names == ["learning", "results", "settings", "sizes", "speed"]
+    assert found["learning"]["score"] == "accuracy"
+    rows = {cells[0]: cells for cells in shown.rows["results"]}
+    assert close(rows["accuracy"][1], found["results"]["valid"]["accuracy"])
+
+
+def test_a_mixture(folder, ngram):
+    recurra.mix([ngram], folder / "mixed", str(folder / "text.txt"))
+    found = measure(folder / "mixed", ReportSettings(samples=1, tokens=5))
+    assert {"learning", "results", "reading"} <= found["missing"].keys()
+    shown = Page(page(found))
+    assert "held-out tokens are gone" in shown.text["frequency"]
+    assert shown.text["samples"]
+
+
+# ---- what is missing, what is wrong ---------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_said(lstm, tmp_path):
+    shutil.copytree(lstm, tmp_path / "m")
+    (tmp_path / "m" / "log.jsonl").unlink()
+    (tmp_path / "m" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "m" / "training")
+    found = measure(tmp_path / "m", ReportSettings(samples=0))
+    assert set(found["missing"]) == {"learning", "results", "reading", "samples", "gradients", "gates"}
+    shown = Page(page(found))
+    assert [name for name in shown.ids if not name.endswith("-heading")] == SECTIONS
+    assert "no log.jsonl" in shown.text["learning"]
+
+
+def test_logs(lstm, tmp_path, monkeypatch):
+    shutil.copytree(lstm, tmp_path / "m")
+    log = tmp_path / "m" / "log.jsonl"
+    whole = measure(tmp_path / "m", ReportSettings(samples=0))["learning"]["lines"]
+    log.write_text(log.read_text() + '{"step": 12, "lo')
+    assert measure(tmp_path / "m", ReportSettings(samples=0))["learning"]["lines"] == whole
+    log.write_text('{"step": 1, "seconds": 1.5, "loss": 2.5, "gradient_norm": 0}\n' * 50)
+    monkeypatch.setattr(reporting, "CURVE_POINTS", 10)
+    found = measure(tmp_path / "m", ReportSettings(samples=0))
+    assert (len(found["learning"]["lines"]), found["learning"]["logged"]) == (10, 50)
+    assert "10 of 50 lines" in page(found)
+    log.write_text("")
+    assert "no lines" in measure(tmp_path / "m", ReportSettings(samples=0))["missing"]["learning"]
+    for line in ("[1]", '{"step": 1}', '{"seconds": "x"}', "?"):
+        log.write_text('{"seconds": 1}\n' + line + "\n\n" + '{"seconds": 1}\n')
+        with pytest.raises(UserError, match=r"log\.jsonl:2: expected names and numbers"):
+            measure(tmp_path / "m", ReportSettings(samples=0))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{none}", "-o", "{page}"], "no such folder"),
+        (["{empty}", "-o", "{page}"], "not a model"),
+        (["{lstm}", "-o", "{empty}"], "found a folder"),
+        (["{lstm}", "-o", "{none}/page.html"], "there is no such folder"),
+        (["{lstm}"], "-o report.html"),
+    ],
+)
+def test_mistakes(words, message, lstm, tmp_path):
+    (tmp_path / "empty").mkdir()
+    places = {"none": tmp_path / "none", "empty": tmp_path / "empty", "page": tmp_path / "p.html", "lstm": lstm}
+    with pytest.raises(UserError, match=message):
+        run(*(word.format(**places) for word in words))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+@pytest.mark.parametrize("flags", [("--samples", "-1"), ("--tokens", "0"), ("--seed", "x")])
+def test_mistakes_in_flags(flags, lstm, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(lstm, "--json", *flags)
+    assert f"argument {flags[0]}: expected a whole number" in capsys.readouterr().err
+
+
+def test_the_command_writes_the_page_of_its_numbers(lstm, tmp_path, capsys):
+    flags = ["--samples", 1, "--tokens", 5, "--seed", 2]
+    assert run(lstm, "-o", tmp_path / "any.suffix", "--json", *flags) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert (tmp_path / "any.suffix").read_text(encoding="utf-8") == page(json.loads(output))
+    assert run(lstm, "-o", tmp_path / "p.html", *flags) == 0
+    assert "p.html" in capsys.readouterr().out
+    assert run(lstm, "--json", *flags) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == json.loads(output)["samples"]
+
+
+def test_a_page_is_old_or_new(lstm, tmp_path, monkeypatch):
+    path = tmp_path / "p.html"
+    path.write_text("old")
+
+    def broken(numbers):
+        raise RuntimeError
+
+    monkeypatch.setattr(reporting, "page", broken)
+    with pytest.raises(RuntimeError):
+        report(lstm, path, ReportSettings(samples=0))
+    assert [each.name for each in tmp_path.iterdir()] == ["p.html"]
+    assert path.read_text() == "old"
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def points(picture):
+    path = re.search(r'<polyline class="curve [^"]*" points="([^"]+)"', picture).group(1)
+    return [tuple(map(float, pair.split(","))) for pair in path.split()]
+
+
+def test_lines_go_where_the_numbers_are():
+    options = {"x": "x", "y": "y", "label": "what"}
+    straight = points(line_chart([Curve("c", [(0, 0), (5, 5), (10, 10)], "")], **options))
+    assert straight[1][0] == pytest.approx((straight[0][0] + straight[2][0]) / 2, abs=0.11)
+    assert straight[1][1] == pytest.approx((straight[0][1] + straight[2][1]) / 2, abs=0.11)
+    assert straight[0][1] > straight[2][1]  # up is less
+    powers = points(line_chart([Curve("c", [(0, 0.01), (1, 0), (5, 1), (10, 100)], "")], log=True, **options))
+    assert powers == straight
+    both = points(line_chart([Curve("c", [(1, 0.01), (10, 1), (100, 100)], "")], log=True, log_x=True, **options))
+    assert both == straight
+
+
+def test_a_chart_without_points_is_none_and_one_point_is_drawn():
+    options = {"x": "x", "y": "y", "label": "what"}
+    assert line_chart([Curve("c", [(1, -1)], "")], log=True, **options) == ""
+    assert line_chart([], **options) == ""
+    assert len(points(line_chart([Curve("c", [(1, 3)], "")], **options))) == 1
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(0, 1, False), (3.2, 3.9, False), (1, 5, True), (1e-9, 1e9, True)])
+def test_ticks_are_a_few_round_numbers_within_the_axis(low, high, log):
+    ticks = reporting._Axis([low, high], 0, 100, log=log).ticks()
+    assert 2 <= len(ticks) <= 12
+    assert ticks == sorted(set(ticks))
+    assert all(low * 0.99 <= tick <= high * 1.01 for tick in ticks)
+    assert all(len(f"{tick:.3g}") < 8 for tick in ticks)
+
+
+def test_bars_grow_with_the_logarithm():
+    picture = bar_chart([("a", 10.0), ("<b>", 100.0), ("c", None), ("d", 1.0)], x="x", y="y", label="l")
+    widths = [float(width) for width in re.findall(r'class="bar".* width="([^"]+)"', picture)]
+    assert widths[0] == pytest.approx(widths[1] / 2, abs=0.1)
+    assert widths[2] == widths[1]
+    assert widths[3] == 0
+    assert "<b>" not in picture
+    assert "∞" in picture
+
+
+def test_cells_are_as_dark_as_their_numbers():
+    picture = heat_map([[0, 0.5], [1, 2]], ["r", "s"], ["a", "<b>"], low=0, high=1, label="l", what="gate")
+    cells = re.findall(r'fill-opacity="([^"]+)"><title>(.*?)</title>', picture, re.DOTALL)
+    assert [float(share) for share, _ in cells] == [0, 0.5, 1, 1]
+    assert cells[1][1].split() == ["r", "at", "&lt;b&gt;:", "0.5"]
