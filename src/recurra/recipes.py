@@ -464,6 +464,9 @@ def settle(
         last = model.projection_size or sizes[-1] or hidden
         model = _fill(model, embedding_size=min(embedding, last))
         model = _fill(model, tied=model.inputs == "words")
+    ngram_dropout = min(0.5, 0.04 * max(0.0, passes - 4))  # they know the text by heart when it is read often
+    if kind == "maxent":
+        model = _fill(model, dropout=ngram_dropout)
     model = _fill(
         model,
         hidden_size=hidden,
@@ -473,6 +476,7 @@ def settle(
         input_dropout=0.0 if characters else dropout,
         dropout=dropout,
         output_dropout=dropout,
+        maxent_dropout=ngram_dropout,
     )
     clip_norm = CLIP_NORMS.get(training.optimizer, CLIP_NORM)
     training = _fill(training, batch_size=batch_size, learning_rate=rate, clip_norm=clip_norm)

@@ -53,7 +53,9 @@ class OutputSettings:
         "times that 2-grams, 3-grams, ... must have been seen to have a weight; the last is for all longer",
         minimum=1,
     )
-    maxent_dropout: float = setting(0.0, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
+    maxent_dropout: float | None = setting(
+        None, "chance that an n-gram is left out in training", minimum=0, maximum=0.99
+    )
     maxent_rate: float = setting(0.15, "learning rate of the n-grams' weights", minimum=0)
 
 
@@ -320,7 +322,7 @@ def build_output(
                     settings.maxent_bits,
                     line_end=LINE_END,
                     cutoffs=settings.maxent_cutoffs,
-                    dropout=settings.maxent_dropout,
+                    dropout=settings.maxent_dropout or 0.0,
                     rate=settings.maxent_rate,
                 )
             return ClassSoftmax(features, counts, classes=settings.classes, weight=weight, hashed=hashed)
