@@ -329,14 +329,16 @@ def _train(
     _check_rows(model_settings, settings)
     torch.manual_seed(settings.seed)
     about: dict[str, Any] = {}
+    counted = 0.0  # seconds
     model: NeuralLM = KINDS[kind].model(model_settings, tokenizer.vocabulary).to(device)
     if model.hashed is not None:
         begun = time.perf_counter()
         about["ngrams"] = found = model.assign_ngrams(streams["train"].tokens)
         assert found is not None
+        counted = time.perf_counter() - begun
         say(
-            f"n-grams: {sum(found['placed']):,} have weights, in {found['rows_used']:,} of {found['rows']:,} rows;"
-            f" {found['crowded_out']:.1%} found theirs taken ({time.perf_counter() - begun:.1f} s)"
+            f"n-grams: {found['rows_used']:,} of {found['rows']:,} rows of weights are used; of what was seen often"
+            f" enough {found['crowded_out']:.1%} found its row taken ({counted:.1f} s)"
         )
     lm = LanguageModel(model, tokenizer, kind, content)
     trainer = Trainer(
@@ -349,6 +351,7 @@ def _train(
         keep=lambda: lm.save_weights(directory),
         watch=watch,
     )
+    trainer.run_state.seconds = counted  # it is a part of training
     if resume:
         say(
             f"resuming at step {trainer.run_state.step:,}"
