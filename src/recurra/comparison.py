@@ -412,7 +412,8 @@ def _title(row: Row) -> str:
     """What a row is: its title, at what part of the published size, and its name."""
     title = "" if row.title == row.name else f"{row.title}"
     if row.scale is not None and row.scale != 1:
-        title += f", {Fraction(row.scale).limit_denominator(128)} of the size"
+        part = Fraction(row.scale).limit_denominator(128)
+        title += f", {part} of the size" if part < 1 else f", {float(part):g} times the size"
     return f"{title} (`{row.name}`)" if title else f"`{row.name}`"
 
 
