@@ -241,8 +241,18 @@ class _Run:
     def check(self) -> None:
         """Refuse a folder with rows that were made in another way: rows of one table are alike."""
         for system in SYSTEMS:
-            if (path := self.directory / system.name / ROW).exists():
-                self._check(system.name, read_json(path), self._identity(system))
+            folder = self.directory / system.name
+            if not (folder / ROW).exists():
+                continue
+            before, now = read_json(folder / ROW), self._identity(system)
+            for part in ("protocol", "system"):
+                old, new = before.get(part, {}), now[part]
+                changed = next((key for key in new if old.get(key) != new[key]), None)
+                if changed:
+                    raise UserError(
+                        f"{self.directory}: the row of {system.name} was made with {changed} {old.get(changed)}, not"
+                        f" {new[changed]}; choose another folder with -o, or delete {folder}"
+                    )
 
     def make(self, system: System) -> signal.Signals | None:
         """Train a system where its row is not there yet; returns the signal that stopped it, if one did."""
@@ -335,16 +345,6 @@ class _Run:
         )
         return made
 
-    def _check(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        for part in ("protocol", "system"):
-            old, new = before.get(part, {}), now[part]
-            changed = next((key for key in new if old.get(key) != new[key]), None)
-            if changed:
-                raise UserError(
-                    f"{self.directory}: the row of {name} was made with {changed} {old.get(changed)}, not"
-                    f" {new[changed]}; choose another folder with -o, or delete {self.directory / name}"
-                )
-
     def _heading(self, system: System) -> dict[str, Any]:
         scale = self.protocol["scale"] * system.scale
         scaled = system.preset is not None and not KINDS[system.kind].counted
@@ -410,7 +410,7 @@ def table(rows: Sequence[Row], corpus: str, tokenizer: str, minutes: float) -> s
 
 def _title(row: Row) -> str:
     """What a row is: its title, at what part of the published size, and its name."""
-    title = "" if row.title == row.name else f"{row.title}"
+    title = "" if row.title == row.name else row.title
     if row.scale is not None and row.scale != 1:
         part = Fraction(row.scale).limit_denominator(128)
         title += f", {part} of the size" if part < 1 else f", {float(part):g} times the size"
