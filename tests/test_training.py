@@ -279,7 +279,7 @@ def test_sigterm_stops_in_order(text, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"reset": "lines"}, {"output": "classes", "maxent_order": 3, "maxent_bits": 12, "tied": False}],
+    [{}, {"reset": "lines"}, {"output": "classes", "maxent_order": 3, "maxent_bits": 12}],
     ids=str,
 )
 def test_two_ranks_train_the_model_of_one(options, text, tmp_path):
