@@ -10,7 +10,8 @@ recording is in two parts. With a speaker named, that speaker's recordings are t
 else's.
 
 Letters are drawings of Omniglot; a transcript is the letter's name. The first five of the twenty drawers make the test
-part, the sixth and seventh the validation part.
+part, the sixth and seventh the validation part. Each drawing of the training part is there several times more, turned,
+slanted and stretched by chance.
 
 Writes ``train.tsv``, ``valid.tsv`` and ``test.tsv``, for ``recurra train transcriber``.
 """
@@ -25,14 +26,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recurra.text.features import read_drawings, read_wav
+from recurra.text.features import read_drawings, read_wav, strokes
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LONGEST = 5  # digits of a string
 GAPS = 0.03, 0.25  # seconds
 LOUDNESS = 0.5, 2.0  # factor
 NOISE = 0.001  # of full scale
+TURN, SLANT, STRETCH = 0.25, 0.3, 1.35  # radians, shear, factor of the width: at most
 PARTS = {"test": range(5), "valid": range(5, 8), "train": range(8, 1000)}
 HELD_STRINGS = 600  # of a validation or test part
 
@@ -82,8 +85,9 @@ def joined(paths: list[Path], target: Path, chance: random.Random) -> None:
         file.writeframes((sound * 2**15).astype("<i2").tobytes())
 
 
-def letters(source: Path, folder: Path, alphabet: str) -> None:
+def letters(source: Path, folder: Path, alphabet: str, copies: int, seed: int) -> None:
     """Write drawings of an alphabet as sequences of points."""
+    chance = np.random.default_rng(seed)
     rows: dict[str, list[str]] = {part: [] for part in PARTS}
     drawings = [drawing for drawing in read_drawings(source) if drawing.alphabet == alphabet]
     if not drawings:
@@ -96,8 +100,21 @@ def letters(source: Path, folder: Path, alphabet: str) -> None:
         name = f"{drawing.character}_{drawing.drawer}.npy"
         np.save(folder / name, drawing.features)
         rows[part].append(f"{name}\t{drawing.character}")
+        for copy in range(copies if part == "train" else 0):
+            name = f"{drawing.character}_{drawing.drawer}_{copy}.npy"
+            np.save(folder / name, distorted(drawing.features, chance))
+            rows[part].append(f"{name}\t{drawing.character}")
     for part, lines in rows.items():
         table(folder / f"{part}.tsv", lines)
+
+
+def distorted(features: NDArray[np.float32], chance: np.random.Generator) -> NDArray[np.float32]:
+    """The same drawing by a slightly different hand."""
+    angle, slant = chance.uniform(-TURN, TURN), chance.uniform(-SLANT, SLANT)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    stretch = np.diag([chance.uniform(1 / STRETCH, STRETCH), 1.0])
+    points = features[:, :2] @ (turn @ np.array([[1.0, slant], [0.0, 1.0]]) @ stretch).T
+    return strokes(np.split(points, np.flatnonzero(features[:, 4])[1:]))
 
 
 def table(path: Path, rows: list[str]) -> None:
@@ -114,9 +131,10 @@ if __name__ == "__main__":
     parser.add_argument("--speaker", help="hold out this speaker instead of the official test split")
     parser.add_argument("--strings", type=int, default=8000, help="to train on")
     parser.add_argument("--alphabet", default="Latin")
+    parser.add_argument("--copies", type=int, default=30, help="of each training drawing, distorted")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.what == "digits":
         digits(arguments.source, arguments.folder, arguments.speaker, arguments.strings, arguments.seed)
     else:
-        letters(arguments.source, arguments.folder, arguments.alphabet)
+        letters(arguments.source, arguments.folder, arguments.alphabet, arguments.copies, arguments.seed)
