@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -39,9 +40,13 @@ def test_all_systems_train_and_the_mixture_comes_last(text, tmp_path):
     assert {row.name: row.published for row in result.rows}["lstm-2048-512"] == 43.7
     content = json.loads((tmp_path / "c" / "table.json").read_text())
     assert [row["test"] for row in content["rows"]] == [row.test for row in result.rows]
-    lines = (tmp_path / "c" / "table.md").read_text().splitlines()
+    *lines, empty, about = (tmp_path / "c" / "table.md").read_text().splitlines()
     assert len(lines) == len(result.rows) + 2
     assert {line.count("|") for line in lines} == {9}
+    assert not empty
+    assert "1 minutes" in about
+    assert {row.name: row.scale for row in result.rows}["lstm-2048-512"] == 1 / 64
+    assert any("LSTM-2048-512, 1/64 of the size (`lstm-2048-512`)" in line for line in lines)
 
 
 def made(folder, names):
@@ -66,6 +71,20 @@ def test_a_new_row_makes_the_mixtures_anew(text, tmp_path):
     assert {name for name in times if times[name] != again[name]} == {"mixture"}
     parameters = {row.name: row.parameters for row in third.rows}
     assert parameters["mixture"] == sum(parameters[name] for name in FEW)
+
+
+def test_a_row_that_is_made_anew_makes_the_mixtures_anew(text, tmp_path):
+    compare(text, tmp_path / "c", systems=FEW[:2], scale=1 / 16, **QUICK)
+    before = (tmp_path / "c" / "mixture" / "row.json").read_text()
+    shutil.rmtree(tmp_path / "c" / FEW[1])
+    compare(text, tmp_path / "c", systems=FEW[:2], scale=1 / 16, **QUICK)
+    assert (tmp_path / "c" / "mixture" / "row.json").read_text() != before
+
+
+def test_another_system_in_a_table_is_made_in_the_same_way(text, tmp_path):
+    compare(text, tmp_path / "c", systems=FEW[:1], scale=1 / 16, **QUICK)
+    with pytest.raises(UserError, match=r"row of kneser-ney-5 was made with minutes 10\.0, not 1"):
+        compare(text, tmp_path / "c", systems=FEW[1:2], scale=1 / 16, minutes=1, **QUICK)
 
 
 def test_a_stopped_comparison_goes_on(text, tmp_path):
@@ -106,6 +125,7 @@ def test_what_does_not_fit_is_said_in_one_line(text, tmp_path, capsys):
         ({"systems": ["lstm"]}, "unknown system 'lstm'"),
         ({"test_fraction": 0.0}, "no test text"),
         ({"hidden_size": 5}, "for all systems alike"),
+        ({"max_minutes": 5}, "for all systems alike"),
         ({"minutes": float("inf")}, "minutes and a scale above 0"),
         ({"scale": float("nan")}, "minutes and a scale above 0"),
     ):

@@ -212,7 +212,13 @@ def test_int8_is_close_and_steps_agree_with_reading_at_once(cell, output, tmp_pa
     torch.manual_seed(0)
     tokenizer = build_tokenizer(Text.from_string(TEXT), TokenizerSettings(tokenizer="words"))
     settings = RecurrentLMSettings(
-        cell=cell, hidden_size=40, layers=2, embedding_size=33, output=output, tied=False, cutoffs=(3, 5)
+        cell=cell,
+        hidden_size=40,
+        layers=2,
+        embedding_size=33,
+        output=output,
+        tied=False,
+        cutoffs=(3, 5) if output == "adaptive" else None,
     )
     recurra.LanguageModel(RecurrentLM(settings, tokenizer.vocabulary), tokenizer).save(tmp_path / "m")
     exact, small = (recurra.load(tmp_path / "m", precision=precision) for precision in ("float32", "int8"))

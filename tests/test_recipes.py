@@ -34,6 +34,7 @@ def test_a_few_steps_ask_for_little_dropout_and_many_passes_for_much():
     few, _ = settled(max_steps=20)
     many, _ = settled(epochs=10)
     assert few.dropout < 0.01 < 0.3 < many.dropout
+    assert few.maxent_dropout == 0 < 0.2 < many.maxent_dropout
     assert few.hidden_size < many.hidden_size
 
 

@@ -180,7 +180,15 @@ class Interrupt:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"reset": "lines"}, {"optimizer": "sgd", "average": 0.9}, {"cell": "gru"}], ids=str
+    "options",
+    [
+        {},
+        {"reset": "lines"},
+        {"optimizer": "sgd", "average": 0.9},
+        {"cell": "gru"},
+        {"output": "classes", "maxent_order": 3, "maxent_bits": 12, "tied": False},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("step", [3, 81])
 def test_interrupted_and_resumed_is_bit_identical(step, options, text, tmp_path):
@@ -271,9 +279,13 @@ def test_sigterm_stops_in_order(text, tmp_path):
 # ---- ranks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reset", ["none", "lines"])
-def test_two_ranks_train_the_model_of_one(reset, text, tmp_path):
-    options = {**SMALL, "epochs": 2, "reset": reset}
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reset": "lines"}, {"output": "classes", "maxent_order": 3, "maxent_bits": 12}],
+    ids=str,
+)
+def test_two_ranks_train_the_model_of_one(options, text, tmp_path):
+    options = {**SMALL, "epochs": 2, **options}
     one = recurra.train_lm(text, tmp_path / "one", **options)
     subprocess.run(
         [

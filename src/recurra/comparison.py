@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ SYSTEMS = (
     System("recurra", title="what `recurra train lm` chooses"),
 )
 MIXTURES = (
-    System("mixture", title="mixture of all"),
-    System("mixture-cache", settings={"cache": CACHE}, title=f"mixture of all, caches of {CACHE:,} words"),
+    System("mixture", title="mixture of those above"),
+    System("mixture-cache", settings={"cache": CACHE}, title=f"the same, caches of {CACHE:,} words"),
 )
 
 
@@ -104,7 +105,8 @@ class Row:
     Attributes:
         name: of the system.
         title: what the table calls it.
-        published: test perplexity on the One Billion Word benchmark.
+        published: test perplexity on the One Billion Word benchmark, at full size.
+        scale: what the published sizes were multiplied by; None where there is nothing to scale.
         valid, test: perplexities here.
         parameters: numbers learnt or counted.
         training_seconds: of its training.
@@ -116,6 +118,7 @@ class Row:
     name: str
     title: str
     published: float | None = None
+    scale: float | None = None
     valid: float | None = None
     test: float | None = None
     parameters: int | None = None
@@ -177,6 +180,7 @@ def compare(
     if directory.exists() and any(directory.iterdir()) and not any(directory.glob(f"*/{ROW}")):
         raise UserError(f"{directory}: holds something that is no comparison; choose another folder with -o")
     shared = {each.name for cls in (CorpusSettings, TokenizerSettings, TrainingSettings) for each in fields(cls)}
+    shared.remove("max_minutes")  # which is what `minutes` says
     if strange := [name for name in settings if name not in shared]:
         raise UserError(f"{strange[0]}: expected a setting of corpus, tokenizer or training, for all systems alike")
     settings = json.loads(json.dumps(settings, default=str))
@@ -184,6 +188,7 @@ def compare(
     settings["tokenizer"] = settings.get("tokenizer") or kind  # the table is of words, unless something else is asked
     protocol = {"corpus": str(corpus), "text": text, "minutes": minutes, "scale": scale, "settings": settings}
     run = _Run(corpus, directory, protocol, watch, say)
+    run.check()
     for system in SYSTEMS:
         if systems is None or system.name in systems:
             say(f"--- {system.name}")
@@ -233,14 +238,28 @@ class _Run:
     ) -> None:
         self.corpus, self.directory, self.protocol, self.watch, self.say = corpus, directory, protocol, watch, say
 
+    def check(self) -> None:
+        """Refuse a folder with rows that were made in another way: rows of one table are alike."""
+        for system in SYSTEMS:
+            folder = self.directory / system.name
+            if not (folder / ROW).exists():
+                continue
+            before, now = read_json(folder / ROW), self._identity(system)
+            for part in ("protocol", "system"):
+                old, new = before.get(part, {}), now[part]
+                changed = next((key for key in new if old.get(key) != new[key]), None)
+                if changed:
+                    raise UserError(
+                        f"{self.directory}: the row of {system.name} was made with {changed} {old.get(changed)}, not"
+                        f" {new[changed]}; choose another folder with -o, or delete {folder}"
+                    )
+
     def make(self, system: System) -> signal.Signals | None:
         """Train a system where its row is not there yet; returns the signal that stopped it, if one did."""
         folder = self.directory / system.name
         identity = self._identity(system)
         if (folder / ROW).exists():
-            about = read_json(folder / ROW)
-            self._check(system.name, about, identity)
-            if "problem" in about or (folder / RESULTS).exists():
+            if "problem" in read_json(folder / ROW) or (folder / RESULTS).exists():
                 return None
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +286,8 @@ class _Run:
     def mix(self, mixture: System) -> None:
         """Mix all models there are, and evaluate the mixture, unless this very mixture is there."""
         folder, models = self.directory / mixture.name, [self.directory / name for name in self.whole()]
-        identity = {**self._identity(mixture), "models": [model.name for model in models]}
+        made_of = {model.name: hashlib.sha256((model / RESULTS).read_bytes()).hexdigest() for model in models}
+        identity = {**self._identity(mixture), "models": made_of}
         if (folder / RESULTS).exists() and read_json(folder / ROW) == identity:
             return
         streams = {split: TokenStream.open(models[0] / "training" / split) for split in ("valid", "test")}
@@ -291,9 +311,9 @@ class _Run:
         for system in (*SYSTEMS, *MIXTURES):
             folder = self.directory / system.name
             if (folder / RESULTS).exists():
-                found.append(_row(system, folder))
+                found.append(self._row(system, folder))
             elif (folder / ROW).exists() and "problem" in (about := read_json(folder / ROW)):
-                found.append(Row(**system.heading(), problem=about["problem"]))
+                found.append(Row(**self._heading(system), problem=about["problem"]))
         return found
 
     def write(self) -> None:
@@ -301,7 +321,8 @@ class _Run:
         rows = self.rows()
         write_json(self.directory / "table.json", {"protocol": self.protocol, "rows": [asdict(row) for row in rows]})
         with written_whole(self.directory / "table.md") as file:
-            file.write(table(rows, str(self.corpus), self.protocol["settings"]["tokenizer"]))
+            protocol = self.protocol
+            file.write(table(rows, str(self.corpus), protocol["settings"]["tokenizer"], protocol["minutes"]))
         numbers = [(row.name, row.test) for row in rows if row.test is not None and math.isfinite(row.test)]
         with suppress(UserError):  # without matplotlib there is no picture
             bars(numbers, self.directory / "table.png", label=f"test perplexity, {self.corpus}")
@@ -324,38 +345,34 @@ class _Run:
         )
         return made
 
-    def _check(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse a row that was made in another way: rows of one table are alike."""
-        for part in ("protocol", "system"):
-            old, new = before.get(part, {}), now[part]
-            changed = next((key for key in new if old.get(key) != new[key]), None)
-            if changed:
-                raise UserError(
-                    f"{self.directory}: the row of {name} was made with {changed} {old.get(changed)}, not"
-                    f" {new[changed]}; choose another folder with -o, or delete {self.directory / name}"
-                )
+    def _heading(self, system: System) -> dict[str, Any]:
+        scale = self.protocol["scale"] * system.scale
+        scaled = system.preset is not None and not KINDS[system.kind].counted
+        return {**system.heading(), "scale": scale if scaled else None}
 
-
-def _row(system: System, folder: Path) -> Row:
-    results = read_json(folder / RESULTS)
-    seconds, tokens = results.get("training_seconds"), results.get("training_tokens")
-    weights = folder / WEIGHTS
-    return Row(
-        **system.heading(),
-        valid=results["valid"]["perplexity"],
-        test=results["test"]["perplexity"],
-        parameters=results["parameters"],
-        training_seconds=seconds,
-        words_per_second=tokens / seconds if seconds and tokens else None,
-        size_bytes=weights.stat().st_size if weights.exists() else None,
-    )
+    def _row(self, system: System, folder: Path) -> Row:
+        results = read_json(folder / RESULTS)
+        seconds, tokens = results.get("training_seconds"), results.get("training_tokens")
+        weights = folder / WEIGHTS
+        return Row(
+            **self._heading(system),
+            valid=results["valid"]["perplexity"],
+            test=results["test"]["perplexity"],
+            parameters=results["parameters"],
+            training_seconds=seconds,
+            words_per_second=tokens / seconds if seconds and tokens else None,
+            size_bytes=weights.stat().st_size if weights.exists() else None,
+        )
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row], corpus: str, tokenizer: str) -> str:
-    """The rows as a Markdown table: perplexities are per token, of the kind that the tokenizer makes."""
+def table(rows: Sequence[Row], corpus: str, tokenizer: str, minutes: float) -> str:
+    """The rows as a Markdown table, and under it what is to be known of them.
+
+    Perplexities are per token, of the kind that the tokenizer makes.
+    """
     head = (
         f"| system | published (1B words) | valid, {corpus} ({tokenizer}) | test | parameters | training | words/s"
         " | size |",
@@ -364,10 +381,10 @@ def table(rows: Sequence[Row], corpus: str, tokenizer: str) -> str:
     lines = []
     for row in rows:
         if row.problem:
-            lines.append(f"| {row.title} (`{row.name}`) | {_number(row.published, 1)} | {row.problem} |||||| ")
+            lines.append(f"| {_title(row)} | {_number(row.published, 1)} | {row.problem} |||||| ")
             continue
         cells = (
-            f"{row.title} (`{row.name}`)" if row.title != row.name else f"`{row.name}`",
+            _title(row),
             _number(row.published, 1),
             _number(row.valid, 1),
             _number(row.test, 1),
@@ -381,7 +398,23 @@ def table(rows: Sequence[Row], corpus: str, tokenizer: str) -> str:
             else f"{row.size_bytes / 1e3:,.1f} kB",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*head, *lines]) + "\n"
+    about = (
+        "",
+        "Published: test perplexity on the One Billion Word benchmark, at full size. Here:"
+        f" {minutes:g} minutes for each system that is trained by gradient; all of them by Adam with one schedule,"
+        " a learning rate and dropout chosen from the size of the text. Weights and caches of mixtures were chosen on"
+        " the validation text.",
+    )
+    return "\n".join([*head, *lines, *about]) + "\n"
+
+
+def _title(row: Row) -> str:
+    """What a row is: its title, at what part of the published size, and its name."""
+    title = "" if row.title == row.name else row.title
+    if row.scale is not None and row.scale != 1:
+        part = Fraction(row.scale).limit_denominator(128)
+        title += f", {part} of the size" if part < 1 else f", {float(part):g} times the size"
+    return f"{title} (`{row.name}`)" if title else f"`{row.name}`"
 
 
 def _duration(seconds: float) -> str:

@@ -214,11 +214,13 @@ def _memory(model: Any, training: TrainingSettings, batch_tokens: int) -> dict[s
     # Rows with a gradient: of the tokens read or predicted, and of the samples; once as they come, once put in order.
     rows = batch_tokens + (getattr(model.settings, "samples", None) or 0)
     touched = sum(2 * min(len(p), rows) * p[0].numel() for p in by_rows)
+    own = {p for module in model.modules() for p, _ in getattr(module, "optimizer_options", list)()}  # one number a row
+    remembered = MOMENTS[training.optimizer] * (every - sum(p.numel() for p in own)) + sum(map(len, own))
     return {
         "process": PROCESS,
         "weights": FLOAT * float(every),
         "gradients": FLOAT * float(dense + touched),
-        "optimizer": FLOAT * float(MOMENTS[training.optimizer] * every),
+        "optimizer": FLOAT * float(remembered),
         "average": FLOAT * float(dense) * bool(training.average),
         "activations": FLOAT * float(batch_tokens * _numbers_per_token(model)),
         "scores": FLOAT * 3.0 * min(SCORES_PER_CHUNK, batch_tokens * model.vocabulary_size),

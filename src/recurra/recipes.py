@@ -314,14 +314,16 @@ def _train(
     _check_rows(model_settings, settings)
     torch.manual_seed(settings.seed)
     about: dict[str, Any] = {}
+    counted = 0.0  # seconds
     model: NeuralLM = KINDS[kind].model(model_settings, tokenizer.vocabulary).to(device)
     if model.hashed is not None:
         begun = time.perf_counter()
         about["ngrams"] = found = model.assign_ngrams(streams["train"].tokens)
         assert found is not None
+        counted = time.perf_counter() - begun
         say(
-            f"n-grams: {sum(found['placed']):,} have weights, in {found['rows_used']:,} of {found['rows']:,} rows;"
-            f" {found['crowded_out']:.1%} found theirs taken ({time.perf_counter() - begun:.1f} s)"
+            f"n-grams: {found['rows_used']:,} of {found['rows']:,} rows of weights are used; of what was seen often"
+            f" enough {found['crowded_out']:.1%} found its row taken ({counted:.1f} s)"
         )
     lm = LanguageModel(model, tokenizer, kind, content)
     trainer = Trainer(
@@ -334,6 +336,7 @@ def _train(
         keep=lambda: lm.save_weights(directory),
         watch=watch,
     )
+    trainer.run_state.seconds = counted  # it is a part of training
     if resume:
         say(
             f"resuming at step {trainer.run_state.step:,}"
@@ -449,6 +452,9 @@ def settle(
         last = model.projection_size or sizes[-1] or hidden
         model = _fill(model, embedding_size=min(embedding, last))
         model = _fill(model, tied=model.inputs == "words")
+    ngram_dropout = min(0.5, 0.04 * max(0.0, passes - 4))  # they know the text by heart when it is read often
+    if kind == "maxent":
+        model = _fill(model, dropout=ngram_dropout)
     model = _fill(
         model,
         hidden_size=hidden,
@@ -458,6 +464,7 @@ def settle(
         input_dropout=0.0 if characters else dropout,
         dropout=dropout,
         output_dropout=dropout,
+        maxent_dropout=ngram_dropout,
     )
     clip_norm = CLIP_NORMS.get(training.optimizer, CLIP_NORM)
     training = _fill(training, batch_size=batch_size, learning_rate=rate, clip_norm=clip_norm)

@@ -289,6 +289,7 @@ class Largest(TorchDispatchMode):
 def test_nothing_is_made_whose_size_is_tokens_times_scores(sparse, monkeypatch):
     monkeypatch.setattr(classes, "SCORES_PER_CHUNK", 2**13)
     tokens, layer = 3_000, ClassSoftmax(2, COUNTS, hashed=ngrams())
+    assign_ngrams(layer, mixed_text(WORDS))
     set_row_sparse(layer.hashed.table, sparse)
     hidden, targets, histories = given(layer, tokens, 1)
     hidden.requires_grad_()

@@ -178,6 +178,9 @@ def test_the_table_asks_to_be_trained_by_rows_and_at_its_own_rate():
         ({"order": 3, "width": 12}, "rows of 1, 2, 4"),
         ({"order": 3, "bits": 4}, "a table of"),
         ({"order": 3, "bits": 40}, "a table of"),
+        ({"order": 3, "cutoffs": ()}, "expected cutoffs of 1 or more .* got none"),
+        ({"order": 3, "cutoffs": (0,)}, "got 0"),
+        ({"order": 4, "cutoffs": (3, 1)}, "none below the one before, got 3,1"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(options, message):

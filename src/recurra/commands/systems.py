@@ -104,7 +104,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         return complain(
             f"stopped; everything is saved in {arguments.directory}: go on with the same command", 128 + result.stopped
         )
-    print(table(result.rows, arguments.corpus, result.tokenizer), end="")
+    print(table(result.rows, arguments.corpus, result.tokenizer, arguments.minutes), end="")
     print(f"\ntable and models in {arguments.directory}")
     return 0
 

@@ -28,7 +28,7 @@ class MaxEntSettings:
         "times that 2-grams, 3-grams, ... must have been seen to have a weight; the last is for all longer",
         minimum=1,
     )
-    dropout: float = setting(0.0, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
+    dropout: float | None = setting(None, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
     rate: float = setting(0.15, "learning rate of the n-grams' weights", minimum=0)
     reset: str = setting("none", "where a text starts anew", choices=("none", "documents", "lines"))
 
@@ -60,7 +60,7 @@ class MaxEntLM(NeuralLM):
             settings.bits,
             line_end=LINE_END,
             cutoffs=settings.cutoffs,
-            dropout=settings.dropout,
+            dropout=settings.dropout or 0.0,
             rate=settings.rate,
         )
         self.output = ClassSoftmax(0, vocabulary.counts, classes=settings.classes, hashed=hashed)

@@ -53,7 +53,9 @@ class OutputSettings:
         "times that 2-grams, 3-grams, ... must have been seen to have a weight; the last is for all longer",
         minimum=1,
     )
-    maxent_dropout: float = setting(0.0, "chance that an n-gram is left out in training", minimum=0, maximum=0.99)
+    maxent_dropout: float | None = setting(
+        None, "chance that an n-gram is left out in training", minimum=0, maximum=0.99
+    )
     maxent_rate: float = setting(0.15, "learning rate of the n-grams' weights", minimum=0)
 
 
@@ -231,8 +233,8 @@ class NeuralLM(nn.Module, ABC):
             None without hashed n-grams. ``rows``: of the table. ``rows_used``: those that have an owner. ``pairs``: of
             a history of words and a row's worth of classes or words, how many there are, ``wanted``: how many of them
             were seen as often as the cutoff asks, and ``placed``: how many of those have a row; three lists that begin
-            with 2-grams. ``crowded_out``: the part of the wanted, 0 to 1, that found their row taken: with more than a
-            few in a hundred the table wants more bits.
+            with 2-grams, and count of longer ones those alone whose shorter one has a row. ``crowded_out``: the part of
+            the wanted, 0 to 1, that found their row taken; each bit more in the table about halves it.
         """
         if self.hashed is None:
             return None
@@ -305,7 +307,8 @@ def build_output(
     for name, needed in (("cutoffs", ("adaptive",)), ("classes", ("classes",)), ("samples", tuple(SAMPLED))):
         if getattr(settings, name) is not None and settings.output not in needed:
             raise UserError(
-                f"{name}: is for --output {' or '.join(needed)}, not {settings.output!r}; leave it out, or say auto"
+                f"{name}: is for --output {' or '.join(needed)}, not {settings.output!r}; leave it out, or say"
+                f" --{name} auto where a preset gives it"
             )
     match settings.output:
         case "full":
@@ -320,7 +323,7 @@ def build_output(
                     settings.maxent_bits,
                     line_end=LINE_END,
                     cutoffs=settings.maxent_cutoffs,
-                    dropout=settings.maxent_dropout,
+                    dropout=settings.maxent_dropout or 0.0,
                     rate=settings.maxent_rate,
                 )
             return ClassSoftmax(features, counts, classes=settings.classes, weight=weight, hashed=hashed)

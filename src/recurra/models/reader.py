@@ -355,7 +355,7 @@ class Reader(TaskModel):
         parts = zip(self._spans(found), ("begin", "end"), strict=True)
         return torch.stack([-scores[batch.arrays[name][kept], kept].sum() for scores, name in parts]).sum()
 
-    def predict(self, batch: ExampleBatch, *, attention: bool = False, **options: Any) -> list[Any]:
+    def predict(self, batch: ExampleBatch, *, attention: bool = False) -> list[Any]:
         """As in :class:`~recurra.models.task.TaskModel`.
 
         Args:
@@ -363,9 +363,7 @@ class Reader(TaskModel):
             attention: add to each prediction ``"places"``, where sentences or tokens of the context begin and end, in
                 characters, and ``"attention"``, a list for each hop of how much it took from each; what is missing to 1
                 is what it took from the end mark.
-            options: there are no others.
         """
-        assert not options, options
         found = self._look_up(batch)
         predictions = self._best_words(found) if self.codec.answers is not None else self._best_spans(found, batch)
         if attention:

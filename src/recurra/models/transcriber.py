@@ -54,7 +54,9 @@ class TranscriberSettings(EncoderSettings, FeatureSettings):
 
     hidden_size: int | tuple[int, ...] = setting(128, "units of a layer and direction, or of each layer", minimum=1)
     layers: int = setting(2, "layers of the stack", minimum=1)
-    dropout: float = setting(0.1, "locked dropout between layers", minimum=0, maximum=0.99)
+    dropout: float = setting(
+        0.1, "locked dropout between layers; in self-attention, dropout of weights and results", minimum=0, maximum=0.99
+    )
     output_dropout: float = setting(0.1, "locked dropout on the encoder's states", minimum=0, maximum=0.99)
     units: str = setting("characters", "what transcripts are made of", choices=("characters", "words"))
     reduction: int | None = setting(
@@ -352,7 +354,6 @@ class Transcriber(TaskModel):
         language_model: Any = None,
         lm_weight: float = 0.5,
         word_bonus: float = 0.0,
-        **options: Any,
     ) -> list[Any]:
         """As in :class:`~recurra.models.task.TaskModel`.
 
@@ -367,12 +368,10 @@ class Transcriber(TaskModel):
             lm_weight: what its log-probabilities are multiplied by.
             word_bonus: added for each word, as longer transcripts are less likely; without a language model of words,
                 for each symbol.
-            options: there are no others.
 
         Raises:
             UserError: a language model whose tokens do not fit the symbols; a beam below 1, or below ``n_best``.
         """
-        assert not options, options
         if beam < 1:
             raise UserError(f"beam: expected at least 1, got {beam}")
         if not 1 <= n_best <= beam:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,26 +26,24 @@ from recurra.config import UserError, setting
 from recurra.models.task import TaskModel
 from recurra.models.translation import TranslationCodec, TranslationSettings
 from recurra.nn.attention import ATTENTIONS, Attention, Memory
-from recurra.nn.cells import LSTMState, drive
-from recurra.nn.dropout import locked_mask
+from recurra.nn.cells import LSTMState
+from recurra.nn.decoder import Decoder, Masks
+from recurra.nn.dropout import locked_mask, masked
 from recurra.nn.embedding import AdaptiveEmbedding, Embedding
-from recurra.nn.encoder import CELLS, RESIDUAL_FROM, Encoder, EncoderSettings, settle_encoder
+from recurra.nn.encoder import Encoder, EncoderSettings, settle_encoder
 from recurra.nn.pooling import valid_steps
 from recurra.nn.recurrent import StackState
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
-from recurra.nn.unrolled import unroll
 from recurra.text.examples import ExampleBatch
 from recurra.text.readers import Pair
 from recurra.text.vocabulary import LINE_END, UNKNOWN
 
-__all__ = ["Decoder", "Reading", "Translator", "TranslatorSettings"]
+__all__ = ["Reading", "Translator", "TranslatorSettings"]
 
 ADAPTIVE_FROM = 30_000  # target tokens from which the output layer is adaptive, where it is chosen automatically
 SMOOTHING = 0.1  # Vaswani et al. 2017, and most since
 DECODER_LAYERS = 2  # one that asks what to look up, one that reads what was found
 SCORES_AT_ONCE = 2**22  # log-probabilities of a step of the search: 16 MiB
-
-Look = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,9 @@ class TranslatorSettings(EncoderSettings, TranslationSettings):
 
     layers: int = setting(2, "layers of the encoder", minimum=1)
     input_dropout: float = setting(0.1, "locked dropout on token vectors of both sides", minimum=0, maximum=0.99)
-    dropout: float = setting(0.2, "locked dropout between layers", minimum=0, maximum=0.99)
+    dropout: float = setting(
+        0.2, "locked dropout between layers; in self-attention, dropout of weights and results", minimum=0, maximum=0.99
+    )
     output_dropout: float = setting(
         0.2, "locked dropout on the encoder's states and before the output layer", minimum=0, maximum=0.99
     )
@@ -101,115 +101,6 @@ class TranslatorSettings(EncoderSettings, TranslationSettings):
             raise UserError("tie all needs the full output layer: give --output full, or --tie output")
         if self.input_feeding and self.attention == "none":
             raise UserError("input_feeding feeds what attention looked up, and there is none: choose an attention")
-
-
-# ---- the decoder ----------------------------------------------------------------------------------------------------
-
-
-class Masks(NamedTuple):
-    """What is dropped of the decoder, the same at all steps of a target; None where nothing is.
-
-    Attributes:
-        words: of token vectors, [R, E].
-        between: of what each layer above the first reads of the one below, [R, features].
-        recurrent: of each layer's state before a step, [R, H].
-        vectors: of what the output layer sees, [R, W].
-    """
-
-    words: Tensor | None
-    between: list[Tensor | None]
-    recurrent: list[Tensor | None]
-    vectors: Tensor | None
-
-
-class Decoder(nn.Module):
-    """Recurrent layers, of which those above the first may read what attention found beside what is below them.
-
-    Each layer is a stack of its own: so what is dropped can be given to it, and be the same whether all steps are taken
-    at once or one by one.
-
-    Args:
-        settings: cell, connections, normalisation.
-        input_size: features that the first layer reads.
-        width: H.
-        layers: how many.
-        context_size: features that attention finds, where layers read them; else 0.
-    """
-
-    def __init__(
-        self, settings: TranslatorSettings, input_size: int, width: int, layers: int, context_size: int
-    ) -> None:
-        super().__init__()
-        self.connections = settings.connections or ("residual" if layers >= RESIDUAL_FROM else "plain")
-        dense = self.connections == "dense"
-        self.below = [input_size + k * width if dense or not k else width for k in range(layers)]
-        options: dict[str, Any] = {"layer_norm": settings.layer_norm}
-        if settings.cell == "lstm":
-            options["forget_bias"] = 1.0
-        self.layers = nn.ModuleList(
-            CELLS[settings.cell](below + (context_size if k else 0), width, **options)
-            for k, below in enumerate(self.below)
-        )
-        self.gates = nn.ModuleList()
-        for _ in range(layers - 1 if self.connections == "highway" else 0):
-            gate = nn.Linear(width, width)
-            nn.init.constant_(gate.bias, -1.0)  # at first a layer passes on most of what it reads
-            self.gates.append(gate)
-
-    def forward(
-        self,
-        words: Tensor,
-        hidden: StackState,
-        masks: Masks | None = None,
-        *,
-        look: Look | None = None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, StackState]:
-        """Read token vectors.
-
-        Args:
-            words: [T, R, E].
-            hidden: state before, entries [layers, R, H].
-            masks: what is dropped.
-            look: from the first layer's states [T, R, H] to contexts [T, R, M], for the layers above it.
-            lengths: steps of each row; what lies beyond is not read, and what is given for it means nothing.
-
-        Returns:
-            The last layer's states [T, R, H], and the state after the last step.
-        """
-        parts: list[Any] = list(hidden) if isinstance(hidden, LSTMState) else [hidden]
-        below, context = words, None
-        final = []
-        for k, layer in enumerate(self.layers):
-            reads = below if not k or masks is None else _times(below, masks.between[k - 1])
-            if context is not None:
-                reads = torch.cat((reads, context), -1)
-            before = [part[k : k + 1] for part in parts]
-            output, after = _run(layer, reads, before, None if masks is None else masks.recurrent[k], lengths)
-            final.append(after)
-            if k and self.connections == "residual":
-                output = output + below
-            elif k and self.connections == "highway":
-                share = self.gates[k - 1](below).sigmoid()
-                output = share * output + (1 - share) * below
-            if not k and look is not None:
-                context = look(output)
-            below = torch.cat((below, output), -1) if self.connections == "dense" else output
-        joined = [torch.cat(part) for part in zip(*final, strict=True)]
-        return output, LSTMState(*joined) if isinstance(hidden, LSTMState) else joined[0]
-
-
-def _run(
-    layer: Any, reads: Tensor, before: list[Tensor], mask: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """Run one layer from a state, parts [1, R, H]; its states [T, R, H] and the state after the last step."""
-    if mask is None:
-        output, after = layer(reads, LSTMState(*before) if len(before) > 1 else before[0], lengths=lengths)
-        return output, list(after) if isinstance(after, LSTMState) else [after]
-    weights = layer.weights(0)
-    driven = drive(reads, weights, layer.gate_groups).unbind()
-    states, final, _ = unroll(layer.bind(weights, mask), driven, layer.state_type(*(part[0] for part in before)))
-    return torch.stack(states), [part[None] for part in final]
 
 
 # ---- the model ------------------------------------------------------------------------------------------------------
@@ -311,7 +202,15 @@ class Translator(TaskModel):
             self.attention, found = Attention(width, self.encoder.output_size, settings.attention), stack.output_size
         self._first_asks = found > 0 and layers > 1 and not settings.input_feeding
         read = size + vector * settings.input_feeding
-        self.decoder = Decoder(settings, read, width, layers, found if self._first_asks else 0)
+        self.decoder = Decoder(
+            settings.cell,
+            read,
+            width,
+            layers,
+            context_size=found if self._first_asks else 0,
+            connections=settings.connections,
+            layer_norm=settings.layer_norm,
+        )
         self.combine = nn.Linear(width + found, vector)
         self._vector, self._lstm = vector, settings.cell == "lstm"
 
@@ -447,7 +346,7 @@ class Translator(TaskModel):
             The vectors that the output layer sees, [T, R, W], or those wanted, [wanted, W]; what is known now; and
             attention's weights [T, R, S].
         """
-        words = _times(words, masks and masks.words)
+        words = masked(words, masks and masks.words)
         if reading.fed is not None:
             words = torch.cat((words, reading.fed[None]), -1)
         found: list[tuple[Tensor, Tensor]] = []
@@ -466,7 +365,7 @@ class Translator(TaskModel):
         if wanted is not None:
             known = known[wanted]
             mask = None if mask is None else mask.expand(len(wanted), -1, -1)[wanted]
-        vectors = _times(torch.tanh(self.combine(known)), mask)
+        vectors = masked(torch.tanh(self.combine(known)), mask)
         fed = None if reading.fed is None else vectors[-1]
         return vectors, reading._replace(hidden=hidden, fed=fed), found[0][1] if found else None
 
@@ -559,7 +458,6 @@ class Translator(TaskModel):
         length_penalty: float = 1.0,
         max_length: int | None = None,
         attention: bool = False,
-        **options: Any,
     ) -> list[list[dict[str, Any]]]:
         """The likeliest targets of each example, found by beam search.
 
@@ -572,12 +470,10 @@ class Translator(TaskModel):
             max_length: tokens of a target, end included, at most; None is what targets of training hardly ever were
                 longer than, by their sources (:meth:`TranslationCodec.limit`).
             attention: give attention's weights, too.
-            options: there are no others.
 
         Raises:
             UserError: an option out of its bounds, or attention of a model that has none.
         """
-        assert not options, options
         if attention and self.attention is None:
             raise UserError("this model has no attention to show: train one with --attention general")
         if not 0 <= length_penalty < math.inf:
@@ -667,10 +563,6 @@ class Translator(TaskModel):
             recurrent=[drawn(_held(settings.decoder_size), settings.recurrent_dropout) for _ in decoder.layers],
             vectors=drawn(self._vector, settings.output_dropout),
         )
-
-
-def _times(vectors: Tensor, mask: Tensor | None) -> Tensor:
-    return vectors if mask is None else vectors * mask
 
 
 def _columns(batch: ExampleBatch, places: Sequence[int]) -> ExampleBatch:

@@ -10,7 +10,7 @@ Letters used for shapes: n is tokens, C classes, V words, K n-gram features of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -418,7 +418,7 @@ class Assigned(NamedTuple):
 
     Attributes:
         pairs: how many the text has with histories of 1, 2, ... words; of longer ones, those alone whose shorter
-            history has a row.
+            history has a row: what finds its row taken is missed by all that are longer.
         wanted: how many of them were seen often enough.
         placed: how many of those have a row; the others found it taken.
     """
@@ -432,53 +432,55 @@ class Assigned(NamedTuple):
 def assign_ngrams(layer: ClassSoftmax, tokens: NDArray[np.integer[Any]]) -> Assigned:
     """Count the n-grams of a training text, and give those seen often enough rows of the table: short ones first.
 
-    Time grows with the text, and so does memory, by some 30 bytes a token.
+    Time grows with the text and the order, and memory by some 50 bytes a token.
 
     Args:
-        layer: with n-gram features; an assignment made before is forgotten.
+        layer: with n-gram features; an assignment made before is forgotten, and with it what was learnt.
         tokens: the text, int ``[tokens]``, line ends among them; may be mapped from a file.
     """
     hashed = layer.hashed
     if hashed is None:
         raise ValueError("assign_ngrams: the layer has no n-gram features")
     hashed.prints.zero_()
+    hashed.table.zero_()
     alive = np.ones((2, len(tokens)), np.bool_)  # whether the shorter history has a row: for class, and for word
     found = Assigned([], [], [])
     for k in range(hashed.features):
-        parts = [pairs[kept] for pairs, kept, _ in _target_pairs(layer, tokens, k, alive)]
-        pairs, counts = (
-            torch.cat(parts or [torch.empty(0, dtype=torch.long)]).sort()[0].unique_consecutive(return_counts=True)
-        )
+        pairs, counts = np.unique(_target_pairs(layer, tokens, k, alive), return_counts=True)
         often = counts >= hashed.cutoffs[min(k, len(hashed.cutoffs) - 1)]
         found.pairs.append(len(pairs))
         found.wanted.append(int(often.sum()))
-        found.placed.append(hashed.assign(pairs[often], counts[often]))
-        for pairs, kept, part in _target_pairs(layer, tokens, k, alive):
-            part &= (kept & hashed.owned(pairs)).cpu().numpy()
+        found.placed.append(hashed.assign(torch.from_numpy(pairs[often]), torch.from_numpy(counts[often])))
     return found
 
 
 def _target_pairs(
     layer: ClassSoftmax, tokens: NDArray[np.integer[Any]], k: int, alive: NDArray[np.bool_]
-) -> Iterator[tuple[Tensor, Tensor, NDArray[np.bool_]]]:
-    """The pairs that a text's tokens are targets of, with histories of ``k + 1`` words, a part of the text at a time.
+) -> NDArray[np.int64]:
+    """The pairs of a text's tokens with the ``k + 1`` words before them, where the shorter histories have rows.
 
-    Yields pairs, which of them count, and the part of ``alive [2, tokens]`` that belongs to them.
+    Brings ``alive [2, tokens]`` up to date: it says so of histories of ``k`` words afterwards.
     """
     hashed = layer.hashed
     assert hashed is not None
     state = hashed.start(1)
     last = torch.tensor([hashed.line_end], device=state.device)
+    parts = [np.empty(0, np.int64)]
     for start in range(0, len(tokens), TOKENS_PER_COUNT):
         part = slice(start, start + TOKENS_PER_COUNT)
         targets = torch.from_numpy(np.asarray(tokens[part], np.int64)).to(state.device)
         histories, state = hashed.histories(torch.cat([last, targets[:-1]])[:, None], state)
         last = targets[-1:]
-        present = histories[:, 0, k] != ABSENT
         classes = layer.class_of[targets]
         words = layer.first_blocks[classes] + (targets - layer.starts[classes]) // layer.width
         for blocks, counting, mask in (
-            (classes // layer.width, present, alive[0, part]),
-            (words, present & (layer.blocks[classes] > 0), alive[1, part]),
+            (classes // layer.width, None, alive[0, part]),
+            (words, layer.blocks[classes] > 0, alive[1, part]),
         ):
-            yield hashed.pairs(histories[:, 0, k], blocks), counting & torch.from_numpy(mask).to(present.device), mask
+            if k:
+                mask &= hashed.owned(hashed.pairs(histories[:, 0, k - 1], blocks)).cpu().numpy()
+            elif counting is not None:
+                mask &= counting.cpu().numpy()
+            kept = (torch.from_numpy(mask).to(state.device) & (histories[:, 0, k] != ABSENT)).nonzero()[:, 0]
+            parts.append(hashed.pairs(histories[kept, 0, k], blocks[kept]).cpu().numpy())
+    return np.concatenate(parts)

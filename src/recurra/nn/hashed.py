@@ -11,7 +11,8 @@ row of the table belongs to one owner, or nobody, and knows it by a fingerprint.
 text beforehand (:meth:`HashedNgrams.assign`), those seen most often first: an n-gram that has no row adds nothing.
 
 What an output layer wants at a time is the weights of one history before many words. So the unit of the table is a row
-of ``width`` weights, those of one history before one *block* of neighbouring words (or classes of words).
+of ``width`` weights, those of one history before one *block* of neighbouring words (or classes of words); and what is
+counted, and owns a row, is a history before any of a block's words.
 
 Letters used for shapes: T is time steps, N rows of a batch, K features of a token, W the width of a row.
 """
@@ -78,8 +79,8 @@ class HashedNgrams(nn.Module):
         order: words of the longest n-gram, 2 or more.
         bits: the table has ``2**bits`` weights, all zero at the start.
         line_end: the token that ends a line.
-        cutoffs: how often 2-grams, 3-grams, ... must have been seen to be given a row, for whoever counts; the last
-            is for all longer ones.
+        cutoffs: how often a history of 1, 2, ... words must have been seen before a block of words to be given a row
+            for it, for whoever counts; the last is for all longer ones.
         rate: learning rate that the table asks for (:meth:`optimizer_options`).
         dropout: probability that a feature of a token is dropped, in training only; others weigh ``1 / (1 - dropout)``.
         width: weights of a row; a power of two. 16 float32 are a cache line.
@@ -110,6 +111,11 @@ class HashedNgrams(nn.Module):
             raise UserError(
                 f"n-gram features: expected rows of 1, 2, 4, ... weights and a table of 2**{width.bit_length()} to"
                 f" 2**{MOST_BITS} weights, got rows of {width} and 2**{bits}"
+            )
+        if not cutoffs or min(cutoffs) < 1 or list(cutoffs) != sorted(cutoffs):
+            raise UserError(
+                "n-gram features: expected cutoffs of 1 or more for 2-grams, 3-grams, ..., none below the one before,"
+                f" got {','.join(map(str, cutoffs)) or 'none'}"
             )
         self.order, self.bits, self.width, self.line_end = order, bits, width, line_end
         self.cutoffs, self.dropout, self.rate = tuple(cutoffs), dropout, rate
