@@ -13,7 +13,7 @@ import time
 import pytest
 
 import recurra
-from recurra.cli import main
+from recurra.cli import COMMANDS, main
 
 LINES = [f"the {animal} sat on the {place}" for animal in ("cat", "dog", "cow") for place in ("mat", "log", "hill")]
 TEXT = "\n".join(LINES * 12) + "\n"
@@ -57,15 +57,24 @@ def test_help_lists_the_commands_quickly_and_without_torch():
     code = "import sys, recurra.cli; recurra.cli.main(['--help']); assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
-    for name in ("train lm", "evaluate", "generate", "next", "info", "data"):
-        assert name in result.stdout
+    listed = [line[2:].split("  ")[0] for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert set(COMMANDS) <= set(listed)
+    assert {"gradients", "trace", "probe recall", "probe agreement", "report", "explain bptt"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["explain"], ["explain", "--help"], ["probe"], ["train", "-h"]])
+def test_the_first_of_two_words_lists_what_may_follow(words, capsys):
+    status, output, _ = run(capsys, *words)
+    assert status == 0
+    for name in COMMANDS:
+        assert (f"  {name}  " in output) == name.startswith(f"{words[0]} ")
 
 
 def test_version(capsys):
     assert run(capsys, "--version")[:2] == (0, f"recurra {recurra.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train lm", "evaluate", "generate", "next", "info", "data", "swatches"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     status, output, _ = run(capsys, *command.split(), "--help")
     assert status == 0
@@ -285,6 +294,10 @@ def test_overwriting_with_a_bad_text_keeps_the_old_model(text, tmp_path, capsys)
 def test_mistakes_of_the_other_commands(model, tmp_path, capsys):
     assert "no such folder" in refused(capsys, "evaluate", tmp_path / "none", tmp_path)
     assert "did you mean 'generate'" in refused(capsys, "generat", model)
+    assert "did you mean 'explain lstm'" in refused(capsys, "explain", "lstn")
+    assert "unknown command 'explain verbs'; after explain comes one of packing, lstm" in refused(
+        capsys, "explain", "verbs"
+    )
     assert "expected above 0" in refused(capsys, "generate", model, "--temperature", 0)
     assert "greedy and beam" in refused(capsys, "generate", model, "--greedy", "--beam", 2)
     assert "at least 1" in refused(capsys, "next", model, "the", "-k", 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 
@@ -19,7 +18,6 @@ from recurra.explaining import (
     clipping,
     contributions,
     fresh,
-    logged_norms,
     reading,
     step_lines,
     text_gradient,
@@ -288,35 +286,3 @@ class TestClipping:
         assert (found[0] - found[1]) / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-6)
         with pytest.raises(UserError, match="text is empty"):
             text_gradient(lm, "")
-
-    @pytest.mark.parametrize(
-        ("training", "limit", "value"),
-        [
-            ({"clip_norm": 0.5, "clip_value": 0.0, "optimizer": "adam"}, 0.5, None),
-            ({"clip_norm": None, "clip_value": 2.0, "optimizer": "sgd"}, 0.25, 2.0),
-            ({"clip_norm": 0.0, "clip_value": 0.0, "optimizer": "adam"}, None, None),
-        ],
-    )
-    def test_logged_norms(self, training, limit, value, tmp_path):
-        settings = {"format": 1, "kind": "lm", "training": training}
-        (tmp_path / "settings.json").write_text(json.dumps(settings))
-        lines = [{"step": 50, "gradient_norm": 2.0}, {"step": 60, "valid": 1.0}, {"step": 100, "gradient_norm": 0.125}]
-        (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        found = logged_norms(tmp_path)
-        assert (found.steps, found.norms, found.limit, found.value) == ([50, 100], [2.0, 0.125], limit, value)
-        expected = [1.0, 1.0] if limit is None else [limit / (2 + 1e-6), 1.0]
-        assert found.factors == pytest.approx(expected, rel=1e-12)
-
-    def test_logs_that_cannot_be_used(self, tmp_path):
-        with pytest.raises(UserError, match="no such folder"):
-            logged_norms(tmp_path / "missing")
-        (tmp_path / "settings.json").write_text('{"format": 1, "kind": "ngram"}')
-        with pytest.raises(UserError, match="not trained by gradient"):
-            logged_norms(tmp_path)
-        training = {"clip_norm": 1.0, "clip_value": 0.0, "optimizer": "adam"}
-        (tmp_path / "settings.json").write_text(json.dumps({"format": 1, "kind": "lm", "training": training}))
-        with pytest.raises(UserError, match=r"log\.jsonl: missing"):
-            logged_norms(tmp_path)
-        (tmp_path / "log.jsonl").write_text('{"step": 1, "gradient_norm"\n')
-        with pytest.raises(UserError, match="damaged"):
-            logged_norms(tmp_path)

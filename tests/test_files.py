@@ -1,6 +1,7 @@
 """Whatever happens while a file is written, a reader finds the old content or the new."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from recurra.files import remove_leftovers, written_whole
+from recurra.files import finite, remove_leftovers, written_whole
 
 
 @pytest.fixture
@@ -137,3 +138,9 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 def test_a_missing_folder_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError), written_whole(tmp_path / "absent" / "file") as file:
         file.write("new")
+
+
+def test_json_has_no_number_that_is_not_finite():
+    assert finite({"a": [1.5, math.nan], "b": (math.inf, "x", None, True)}) == {
+        "a": [1.5, None], "b": [None, "x", None, True]
+    }  # fmt: skip

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import nn
+    from . import agreement, gradients, nn, probing
     from .comparison import compare
     from .config import UserError
     from .language_model import LanguageModel, load
@@ -22,20 +22,27 @@ if TYPE_CHECKING:
     from .planning import plan
     from .predictor import Predictor
     from .recipes import train_lm
+    from .reporting import report
     from .supervised import train_task
     from .text.corpora import open_corpus
+    from .tracing import trace
 
 __version__ = "0.1.0"
 __all__ = [
     "LanguageModel",
     "Predictor",
     "UserError",
+    "agreement",
     "compare",
+    "gradients",
     "load",
     "mix",
     "nn",
     "open_corpus",
     "plan",
+    "probing",
+    "report",
+    "trace",
     "train_lm",
     "train_task",
 ]
@@ -45,12 +52,17 @@ _HOMES = {
     "LanguageModel": "recurra.language_model",
     "Predictor": "recurra.predictor",
     "UserError": "recurra.config",
+    "agreement": "recurra.agreement",
     "compare": "recurra.comparison",
+    "gradients": "recurra.gradients",
     "load": "recurra.language_model",
     "mix": "recurra.mixing",
     "nn": "recurra.nn",
     "open_corpus": "recurra.text.corpora",
     "plan": "recurra.planning",
+    "probing": "recurra.probing",
+    "report": "recurra.reporting",
+    "trace": "recurra.tracing",
     "train_lm": "recurra.recipes",
     "train_task": "recurra.supervised",
 }

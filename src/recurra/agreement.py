@@ -23,7 +23,7 @@ import numpy as np
 from recurra.config import UserError
 from recurra.evaluation import BATCH_SIZE, surprisals
 from recurra.language_model import COUNTED_ROWS, LanguageModel
-from recurra.plotting import figure_of, save
+from recurra.plotting import figure_of, label_axes, save
 from recurra.text.corpora import Sources
 from recurra.text.documents import Document
 from recurra.text.tables import Column, Row, nonempty, open_documents, rows, table_format
@@ -468,9 +468,8 @@ def draw(result: Agreement, path: Path, *, title: str = "") -> None:
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(-2, 102)
-    axes.set_xlabel("pairs whose grammatical sentence is the likelier one (%)")
-    axes.set_title(title, fontsize="medium", loc="left")
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    label_axes(axes, x="pairs whose grammatical sentence is the likelier one (%)", title=title)
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     save(figure, path)
 

@@ -34,6 +34,7 @@ __all__ = [
     "clear_directory",
     "prepare_directory",
     "read_json",
+    "read_log",
     "read_settings",
     "read_tensors",
     "write_settings",
@@ -150,6 +151,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged (expected names and values); restore it or train again")
     return content
+
+
+def read_log(path: Path) -> list[dict[str, Any]] | None:
+    """Read ``log.jsonl``: a mapping for each line that training logged; None if there is no log.
+
+    A run that was killed may leave its last line unfinished: that one is passed over.
+
+    Raises:
+        UserError: a line holds anything else.
+    """
+    if not path.exists():
+        return None
+    texts = path.read_text(encoding="utf-8").splitlines()
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            if number == len(texts):
+                break
+            raise CheckpointError(f"{path}:{number}: damaged ({error}); restore it or train again") from error
+        if not isinstance(line, dict):
+            raise CheckpointError(f"{path}:{number}: damaged (expected names and numbers); restore it or train again")
+        lines.append(line)
+    return lines
 
 
 def write_json(path: Path, content: Any) -> None:

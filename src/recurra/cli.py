@@ -74,11 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _no_command(words: Sequence[str]) -> int:
-    """Help, version, or a word that is no command."""
-    listing = "\n".join(f"  {name:<17}{command.help}" for name, command in COMMANDS.items())
+    """Help, version, or a word that is no command; of commands of two words, what the first one leaves to choose."""
+    first = words[0] if words and words[0] in TWO_WORDS else None
+    listed = {name: command for name, command in COMMANDS.items() if first is None or name.startswith(f"{first} ")}
+    width = max(map(len, listed))
+    listing = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in listed.items())
     parser = ArgumentParser(
         prog="recurra",
-        usage="recurra COMMAND ...",
+        usage=f"recurra {first or 'COMMAND'} ...",
         description="Recurrent neural networks that read and write language.",
         epilog=f"commands:\n{listing}\n\n`recurra COMMAND --help` tells the rest.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,15 +89,16 @@ def _no_command(words: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"recurra {__version__}")
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args(words).command
-    if not given:
+    if not given or given == [first]:
         parser.print_help()
         return 0
     import difflib
 
+    if first is not None:
+        known = [name.removeprefix(f"{first} ") for name in listed]
+        near = difflib.get_close_matches(given[1], known, n=1)
+        hint = f"did you mean '{first} {near[0]}'?" if near else f"after {first} comes one of {', '.join(known)}"
+        return parser.error(f"unknown command '{first} {given[1]}'; {hint}")
     typed = " ".join(given[:2])
-    near = (
-        [name for name in COMMANDS if name.startswith(f"{typed} ")]  # only the first word of two was given
-        or difflib.get_close_matches(typed, COMMANDS, n=1)
-        or difflib.get_close_matches(given[0], COMMANDS, n=1)
-    )
+    near = difflib.get_close_matches(typed, COMMANDS, n=1) or difflib.get_close_matches(given[0], COMMANDS, n=1)
     return parser.error(f"unknown command {given[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")

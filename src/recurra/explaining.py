@@ -6,12 +6,10 @@ Everything is computed in float64, whatever the model's weights are saved in. La
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from recurra.checkpoint import SETTINGS, read_settings
 from recurra.config import UserError
 from recurra.language_model import LanguageModel
 from recurra.models.neural import Reading
 from recurra.models.recurrent_lm import CELLS, RecurrentLM
 from recurra.nn.cells import NONLINEARITIES, HiddenState, LSTMState, State, Weights, drive, recall
 from recurra.nn.recurrent import Recurrent
-from recurra.optimization import CLIP_NORM, CLIP_NORMS, clip_gradients
+from recurra.optimization import clip_gradients
 from recurra.text.batches import Batch
 from recurra.text.vocabulary import LINE_END
 
@@ -35,13 +32,11 @@ __all__ = [
     "Clipping",
     "Contributions",
     "Line",
-    "LoggedNorms",
     "Situation",
     "Step",
     "clipping",
     "contributions",
     "fresh",
-    "logged_norms",
     "reading",
     "step_lines",
     "text_gradient",
@@ -475,49 +470,3 @@ def text_gradient(lm: LanguageModel, text: str) -> Tensor:
     loss.mean.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat([(grad.to_dense() if grad.is_sparse else grad).flatten() for grad in gradients])
-
-
-@dataclass(frozen=True)
-class LoggedNorms:
-    """Norms of gradients that a training run logged, before clipping.
-
-    Attributes:
-        steps: numbers of the steps that were logged.
-        norms: of each.
-        limit: ``clip_norm`` of the run; None if it did not clip by norm.
-        value: ``clip_value``; None if it did not clip by value.
-    """
-
-    steps: list[int]
-    norms: list[float]
-    limit: float | None
-    value: float | None
-
-    @property
-    def factors(self) -> list[float]:
-        """What clipping by norm multiplied each by, had it not been clipped by value before."""
-        return [1.0 if self.limit is None else min(1.0, self.limit / (norm + 1e-6)) for norm in self.norms]
-
-
-def logged_norms(directory: str | Path) -> LoggedNorms:
-    """Read the norms from the log of a trained model of any kind.
-
-    Raises:
-        UserError: no model, one that was not trained by gradient, or no log.
-    """
-    directory = Path(directory)
-    training = read_settings(directory).get("training")
-    if training is None:
-        raise UserError(f"{directory}: was not trained by gradient: there is nothing to clip")
-    path = directory / "log.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [(int(line["step"]), float(line["gradient_norm"])) for line in lines if "gradient_norm" in line]
-        norm = training["clip_norm"]
-        norm = CLIP_NORMS.get(training["optimizer"], CLIP_NORM) if norm is None else norm
-        limits = float(norm) or None, float(training["clip_value"]) or None
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; it is written by training") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged, or {SETTINGS} is ({error}); train again") from error
-    return LoggedNorms([step for step, _ in found], [norm for _, norm in found], *limits)

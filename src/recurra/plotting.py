@@ -12,7 +12,7 @@ from typing import Any
 from recurra.config import UserError
 from recurra.files import written_whole
 
-__all__ = ["bars", "figure_of", "learning_curve", "save", "swatches"]
+__all__ = ["bars", "figure_of", "label_axes", "learning_curve", "save", "swatches"]
 
 
 def figure_of(width: float, height: float) -> Any:
@@ -26,6 +26,14 @@ def figure_of(width: float, height: float) -> Any:
     except ImportError:
         raise UserError("pictures need matplotlib: pip install 'recurra[plot]'") from None
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def label_axes(axes: Any, *, x: str, y: str = "", title: str = "") -> None:
+    """Say what axes show, with units, and take the lines away that say nothing."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize="medium", loc="left", parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Any, path: Path) -> None:
@@ -78,10 +86,7 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
             xytext=(-4, 8),
             ha="right",
         )
-    axes.set_xlabel("training time (minutes)")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, fontsize="medium", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    label_axes(axes, x="training time (minutes)", y="loss (nats per token)", title=title)
     axes.legend(frameon=False)
     save(figure, path)
 
@@ -105,8 +110,7 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     axes.set_yticks(places, [name for name, _ in values], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
+    label_axes(axes, x=label)
     save(figure, path)
 
 

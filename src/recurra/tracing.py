@@ -28,6 +28,7 @@ from recurra.models.recurrent_lm import RecurrentLM
 from recurra.plotting import figure_of, save
 from recurra.text.batches import TokenStream
 from recurra.text.corpora import open_text
+from recurra.text.tokenizer import JOINER
 from recurra.text.vocabulary import LINE_END, SPECIAL
 
 __all__ = [
@@ -53,6 +54,7 @@ CHUNK = 256  # steps read at a time
 SHIFTS = 200  # of the labels, to see what chance finds
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 HDF5_SUFFIXES = (".h5", ".hdf5")
+DRAWN_JOINER = "‿"  # which more fonts have
 COLUMNS = 96  # characters of a line of the picture
 MOST_LINES, MOST_ROWS = 40, 64  # lines of text and units of a picture
 
@@ -380,7 +382,7 @@ def draw(
     units = traced.chosen(gate, layer, units, 0)
     if not 1 <= len(units) <= MOST_ROWS:
         raise UserError(f"units: expected 1 to {MOST_ROWS} to draw, got {len(units)}")
-    shown = ["↵" if token == SPECIAL[LINE_END] else token for token in traced.tokens]
+    shown = ["↵" if token == SPECIAL[LINE_END] else token.replace(JOINER, DRAWN_JOINER) for token in traced.tokens]
     gap = int(any(len(token) > 1 for token in shown))  # between words; characters stand close
     widths = [max(1, len(token)) + gap for token in shown]
     lines = _wrapped(widths)
@@ -396,7 +398,7 @@ def draw(
     colours: dict[str, Any] = (
         {"cmap": "Blues", "vmin": 0.0, "vmax": 1.0}
         if name in OPENED
-        else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        else {"cmap": "YlGnBu", "vmin": -limit, "vmax": limit}  # darker is higher, in grey too
     )
     most = max(float(traced.bits[np.isfinite(traced.bits)].max(initial=0.0)), 1e-9)
     ticks, marks = [], []
@@ -417,7 +419,8 @@ def draw(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     number = len(traced.layers) if layer is None else layer
-    title = f"{name} of layer {number}, a row a unit; grey: surprisal, up to {most:.1f} bits"
+    what = f"{name} gate" if name in OPENED else f"{name} values"
+    title = f"{what} of layer {number}, a row for each unit; grey bars: surprisal, up to {most:.1f} bits"
     axes.set_title(title, fontsize="small", loc="left")
     shrink = min(1.0, 1.2 / figure.get_figheight())
     scale = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.01, aspect=12, shrink=shrink)

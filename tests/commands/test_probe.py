@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from recurra import probing
 from recurra.commands.probe import COMMANDS
 from recurra.config import ArgumentParser, UserError
+from recurra.probing import made_up_texts
 
 ARPA = """\\data\\
 ngram 1=11
@@ -122,7 +122,7 @@ def test_recall_for_programs_says_nothing_else(capsys):
 
 
 def test_ctrl_c_leaves_the_finished_rows(capsys, tmp_path, monkeypatch):
-    once = probing._run
+    once = made_up_texts._run
     calls = []
 
     def run_once(*arguments):
@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_the_finished_rows(capsys, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return once(*arguments)
 
-    monkeypatch.setattr(probing, "_run", run_once)
+    monkeypatch.setattr(made_up_texts, "_run", run_once)
     arguments = [*QUICK[:2], "--distances", "6,7", *QUICK[4:]]
     status, output, errors = run(capsys, "probe recall", *arguments, "-o", tmp_path)
     assert status == 128 + signal.SIGINT

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recurra.config import ArgumentParser
+from recurra.files import finite
 
 if TYPE_CHECKING:
     from recurra.evaluation import Evaluation
 
-__all__ = ["Command", "complain", "loading_flags", "positive", "summary"]
+__all__ = ["Command", "complain", "loading_flags", "positive", "print_json", "summary"]
 
 
 class Command(NamedTuple):
@@ -27,6 +29,11 @@ def complain(text: str, status: int) -> int:
     """Say in one line what is wrong; returns the exit status."""
     print(f"recurra: {' '.join(text.split())}", file=sys.stderr)
     return status
+
+
+def print_json(content: Any) -> None:
+    """Print what a command found as JSON, in which a number that is not finite is null."""
+    print(json.dumps(finite(content), indent=1, ensure_ascii=False))
 
 
 def positive(text: str) -> int:

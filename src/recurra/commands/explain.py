@@ -13,11 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recurra.commands.command import Command, positive
+from recurra.commands.command import Command, positive, print_json
 from recurra.config import ArgumentParser, UserError
 
 if TYPE_CHECKING:
     from recurra.explaining import Clipped, Clipping, Situation
+    from recurra.gradients import Clipping as Logged
 
 __all__ = ["COMMANDS"]
 
@@ -280,12 +281,13 @@ def _numbers(text: str) -> list[float]:
 
 def _clipping(arguments: argparse.Namespace) -> Explanation:
     from recurra import explaining
+    from recurra.gradients import read_clipping
 
     if arguments.text is not None and (arguments.directory is None or arguments.gradient is not None):
         raise UserError("--text: needs the folder of a model, and takes the place of --gradient")
-    logged = None if arguments.directory is None else explaining.logged_norms(arguments.directory)
-    norm = arguments.norm if arguments.norm is not None else (logged and logged.limit) or 1.0
-    value = arguments.value if arguments.value is not None else (logged and logged.value) or 1.0
+    logged = None if arguments.directory is None else read_clipping(arguments.directory)
+    norm = arguments.norm if arguments.norm is not None else (logged and logged.clip_norm) or 1.0
+    value = arguments.value if arguments.value is not None else (logged and logged.clip_value) or 1.0
     gradient: Any = arguments.gradient or [3.0, -4.0]
     if arguments.text is not None:
         from recurra.language_model import load
@@ -338,24 +340,22 @@ def _vector(each: Clipped) -> str:
     return "(" + ", ".join(f"{number:.4f}" for number in each.gradient.tolist()) + ")"
 
 
-def _logged(logged: Any) -> tuple[dict[str, Any], str]:
+def _logged(logged: Logged) -> tuple[dict[str, Any], str]:
     """What a training run logged of its gradients."""
-    clipped = sum(logged.limit is not None and norm > logged.limit for norm in logged.norms)
-    result: dict[str, Any] = {"clip_norm": logged.limit, "clip_value": logged.value, "logged": len(logged.norms)}
-    if not logged.norms:
+    norms, count = logged.before.tolist(), len(logged.before)
+    result: dict[str, Any] = {"clip_norm": logged.clip_norm, "clip_value": logged.clip_value, "logged": count}
+    if not norms:
         return result, "The log has no norms: the run was shorter than --log-every steps."
+    clipped = int(logged.acted.sum())
+    rows = zip(logged.steps.tolist(), norms, logged.factors.tolist(), logged.after.tolist(), strict=True)
     result |= {
-        "smallest": min(logged.norms),
-        "median": statistics.median(logged.norms),
-        "largest": max(logged.norms),
+        "smallest": min(norms),
+        "median": statistics.median(norms),
+        "largest": max(norms),
         "longer_than_limit": clipped,
-        "steps": [
-            {"step": step, "norm": norm, "factor": factor, "after": norm * factor}
-            for step, norm, factor in zip(logged.steps, logged.norms, logged.factors, strict=True)
-        ],
+        "steps": [dict(zip(("step", "norm", "factor", "after"), row, strict=True)) for row in rows],
     }
-    limit = "none" if logged.limit is None else f"{logged.limit:g}"
-    count = len(logged.norms)
+    limit = "none" if logged.clip_norm is None else f"{logged.clip_norm:g}"
     lines = [
         f"In training, limit of the norm {limit}: of {count:,} steps in the log, {clipped:,} were longer",
         f"({100 * clipped / count:.1f} %). Norms before clipping: smallest {result['smallest']:.4f}, median"
@@ -370,9 +370,9 @@ def _logged(logged: Any) -> tuple[dict[str, Any], str]:
     ]
     if every > 1:
         lines.append(f"(1 of {every} is shown)")
-    if logged.value is not None:
+    if logged.clip_value is not None:
         lines.append(
-            f"Entries were cut off at {logged.value:g} before, of which the log does not tell: at most so long."
+            f"Entries were cut off at {logged.clip_value:g} before, of which the log does not tell: at most so long."
         )
     return result, "\n".join(lines)
 
@@ -398,7 +398,10 @@ def _subject(
 
     def run(arguments: argparse.Namespace) -> int:
         explanation = explain(arguments)
-        print(json.dumps(explanation.result, indent=1) if arguments.json else explanation.text)
+        if arguments.json:
+            print_json(explanation.result)
+        else:
+            print(explanation.text)
         return 0
 
     return Command(help, add_flags, run)

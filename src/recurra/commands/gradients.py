@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import bisect
 import itertools
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recurra.commands.command import Command, positive
+from recurra.commands.command import Command, positive, print_json
 from recurra.commands.predict import is_predictor, refuse
 from recurra.config import ArgumentParser, UserError
 
@@ -29,7 +27,8 @@ LENGTH = 200
 JACOBIANS = 8  # steps whose Jacobians are taken apart: singular values take their time
 DISTANCES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # that are listed
 SHARE = 0.9  # of what is said to come from the last steps
-PICTURES = ("map", "decay", "weights", "clipping")
+PICTURES = ("map", "decay", "jacobians", "weights", "clipping")
+SAID = ("vanish", "explode")  # verdicts that pictures repeat
 FRESH = ("hidden_size", "layers", "seed", "nonlinearity", "recurrent_scale")  # flags for fresh layers alone
 READ = ("encoding", "errors")  # flags for texts alone
 
@@ -91,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         _draw(found, arguments)
     if arguments.json:
-        print(json.dumps([each.to_mapping() for each in found], indent=1, ensure_ascii=False))
+        print_json([each.to_mapping() for each in found])
     else:
         print("\n\n".join("\n".join(each.lines()) for each in found))
     return 0
@@ -191,6 +190,8 @@ class _Found:
         from recurra.gradients import decay, find_layer, gradient_map, recurrent_bounds, verdict, weight_contributions
 
         self.name, self.unrolled = name, unrolled
+        self.short = name if folder is None else folder.resolve().name
+        self.gate = {1: "", 3: "update", 4: "forget"}[unrolled.stack.gate_count]
         self.layer = find_layer(unrolled, arguments.layer)
         self.target: int | None = arguments.target
         self.contributions: Contributions = weight_contributions(unrolled, target=self.target)[self.layer]
@@ -199,7 +200,7 @@ class _Found:
         self.bounds: list[Bound] = recurrent_bounds(unrolled.stack, self.layer)
         self.jacobians, whole = self._jacobians(arguments.jacobians)
         self.verdict = verdict(self.bounds, whole)
-        self.clipping: Clipping | str | None = None if folder is None else _clipping(folder)
+        self.clipping: Clipping | None = None if folder is None else _clipping(folder)
 
     def _jacobians(self, count: int) -> tuple[list[dict[str, Any]], list[NDArray[np.floating[Any]]]]:
         """Of some steps the singular values, and those of the whole state's Jacobian, which in an LSTM has c too."""
@@ -247,9 +248,9 @@ class _Found:
             },
             "decay": {
                 "distances": decay.distances.tolist(),
-                "relative": [_number(value) for value in decay.relative.tolist()],
+                "relative": decay.relative.tolist(),
                 "counts": decay.counts.tolist(),
-                "half_life": _number(decay.half_life),
+                "half_life": decay.half_life,
                 "fitted": decay.fitted,
             },
             "recurrent_weights": [each._asdict() for each in self.bounds],
@@ -261,7 +262,7 @@ class _Found:
                 "norms": self.contributions.norms.tolist(),
                 "shares": self.contributions.shares.tolist(),
             },
-            "clipping": None if clipping is None or isinstance(clipping, str) else _clipping_mapping(clipping),
+            "clipping": None if clipping is None else _clipping_mapping(clipping),
         }
 
     def lines(self) -> Iterator[str]:
@@ -302,25 +303,22 @@ class _Found:
             yield f"  smallest singular value {values[:, -1].min():.3g} to {values[:, -1].max():.3g}"
         parts = [each["split"] for each in self.jacobians if "split" in each]
         if parts:
-            what, gate = ("∂c(t)/∂c(t−1)", "forget") if stack.gate_count == 4 else ("∂h(t)/∂h(t−1)", "update")
+            gate, state = self.gate, "c" if self.gate == "forget" else "h"
             gates = np.array([each["gate"] for each in parts])
             rest = np.array([each["rest_norm"] for each in parts])
-            yield f"{what} = diag({gate}) + rest"
+            yield f"∂{state}(t)/∂{state}(t−1) = diag({gate}) + rest"
             yield f"  {gate} gate {gates.mean():.3g} on average; largest singular value {gates.max(1).mean():.3g}"
             yield f"  rest: largest singular value {rest.mean():.3g}, means over the steps"
         yield f"  verdict: {self.verdict}{self._grounds()}"
         yield ""
         yield from self._weights()
-        if isinstance(self.clipping, str):
-            yield ""
-            yield f"Clipping in training: {self.clipping}"
-        elif self.clipping is not None:
+        if self.clipping is not None:
             yield ""
             yield from _clipping_lines(self.clipping)
 
     def _grounds(self) -> str:
         """What a verdict rests on."""
-        if self.verdict not in ("vanish", "explode"):
+        if self.verdict not in SAID:
             return ""
         return ", whatever the text" if any(bound.must_vanish for bound in self.bounds) else ", by each of these steps"
 
@@ -343,30 +341,17 @@ class _Found:
             yield f"  the last {back} steps have {100 * SHARE:.0f} % of the sum of norms"
 
 
-def _clipping(folder: Path) -> Clipping | str | None:
-    """What the log of a training run says; a line of text where it cannot, None where there is no log."""
-    from recurra.checkpoint import read_settings
-    from recurra.gradients import clipping
+def _clipping(folder: Path) -> Clipping | None:
+    """What the log of a training run says; None where there is none, since the model was not trained there."""
+    from recurra.gradients import read_clipping
 
-    path = folder / "log.jsonl"
-    training = read_settings(folder).get("training")
-    if not path.exists() or not isinstance(training, dict):
-        return None
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: expected JSON ({error}); remove the line") from error
-    try:
-        return clipping(lines, clip_norm=training.get("clip_norm"), clip_value=float(training.get("clip_value") or 0.0))
-    except UserError as error:
-        return str(error)
+    return read_clipping(folder) if (folder / "log.jsonl").exists() else None
 
 
 def _clipping_mapping(found: Clipping) -> dict[str, Any]:
     return {
         "clip_norm": found.clip_norm,
+        "clip_value": found.clip_value,
         "steps": found.steps.tolist(),
         "before": found.before.tolist(),
         "after": found.after.tolist(),
@@ -377,9 +362,14 @@ def _clipping_lines(found: Clipping) -> Iterator[str]:
     import numpy as np
 
     acted, many = found.acted, len(found.steps)
+    if not many:
+        yield "Gradients in training: the log has no norms; the run was shorter than --log-every steps"
+        return
     limit = "no limit" if found.clip_norm is None else f"limit {found.clip_norm:g}"
     yield f"Gradients in training, at the {many:,} steps in the log: {limit}"
     yield f"  norm before clipping: median {np.median(found.before):.3g}, largest {found.before.max():.3g}"
+    if found.clip_value is not None:
+        yield f"  entries were cut off at {found.clip_value:g} first; the log does not tell what that left"
     if found.clip_norm is None:
         return
     yield f"  clipping acted at {int(acted.sum()):,} of them, {100 * acted.mean():.1f} %"
@@ -389,40 +379,49 @@ def _clipping_lines(found: Clipping) -> Iterator[str]:
 
 
 def _draw(found: list[_Found], arguments: argparse.Namespace) -> None:
-    from recurra.gradients import draw_clipping, draw_contributions, draw_decay, draw_map
+    import numpy as np
+
+    from recurra.gradients import draw_clipping, draw_contributions, draw_decay, draw_jacobians, draw_map
 
     path = Path(arguments.output)
     picture = arguments.picture or ("map" if len(found) == 1 else "decay")
     first = found[0]
-    title = f"{first.name}, layer {first.layer + 1}"
+    title = f"{first.short}, layer {first.layer + 1}"
+    whole = title + (f": gradients {first.verdict}" if first.verdict in SAID else "")
     if picture == "decay":
         draw_decay(_labelled(found), path)
     elif picture == "map":
-        draw_map(first.map, first.layer, path, title=title)
+        draw_map(first.map, first.layer, path, title=whole)
+    elif picture == "jacobians":
+        draw_jacobians(
+            [np.array(each["singular_values"]) for each in first.jacobians],
+            path,
+            gate=first.gate,
+            opened=[np.array(each["split"]["gate"]) for each in first.jacobians if "split" in each],
+            title=whole,
+        )
     elif picture == "weights":
-        draw_contributions(first.contributions, path, title=title)
-    elif first.clipping is None or isinstance(first.clipping, str):
-        raise UserError(f"{first.name}: {first.clipping or 'has no log of training, so no clipping to draw'}")
+        what = "all losses" if first.target is None else f"J({first.target})"
+        draw_contributions(first.contributions, path, title=f"{title}: gradient of {what}")
+    elif first.clipping is None:
+        raise UserError(f"{first.name}: has no log of training, so no clipping to draw")
     else:
-        draw_clipping(first.clipping, path, title=first.name)
+        draw_clipping(first.clipping, path, title=first.short)
 
 
 def _labelled(found: list[_Found]) -> dict[str, Decay]:
-    """Curves by name: two of one name are told apart by their number."""
+    """Curves by name: by folders' names where these differ, and two of one name are told apart by their number."""
+    short = len({each.short for each in found}) == len(found)
     labels: dict[str, Decay] = {}
     for each in found:
-        label = each.name
+        name = (each.short if short else each.name) + (f" (they {each.verdict})" if each.verdict in SAID else "")
+        label = name
         for number in itertools.count(2):
             if label not in labels:
                 break
-            label = f"{each.name} ({number})"
+            label = f"{name} ({number})"
         labels[label] = each.decay
     return labels
-
-
-def _number(value: float) -> float | None:
-    """A number, or nothing where JSON has none."""
-    return value if math.isfinite(value) else None
 
 
 COMMANDS = {

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recurra.commands.command import Command, complain, loading_flags, positive
+from recurra.commands.command import Command, complain, loading_flags, positive, print_json
 from recurra.commands.reporter import Reporter
 from recurra.config import ArgumentParser, UserError, add_flags, resolve
 
@@ -65,7 +64,7 @@ def _trained(arguments: argparse.Namespace) -> int:
     if result.stopped and arguments.output and result.rows:
         keep(result)  # once more: as a table that is not complete
     if arguments.json:
-        print(json.dumps(result.to_mapping(), indent=1))
+        print_json(result.to_mapping())
     elif result.rows:
         print(recall_table(result), end="")
     if arguments.picture and result.rows:
@@ -91,7 +90,10 @@ def _repeated(arguments: argparse.Namespace) -> int:
         reporter.say(f"reading {len(stream):,} tokens")
         result = repeated_words(lm, stream, settings)
     _write(arguments.output, "repeated-words", result.to_mapping(), repeated_table(result))
-    print(json.dumps(result.to_mapping(), indent=1) if arguments.json else repeated_table(result).rstrip())
+    if arguments.json:
+        print_json(result.to_mapping())
+    else:
+        print(repeated_table(result), end="")
     if arguments.picture:
         draw_repeated(result, Path(arguments.picture))
     return 0
@@ -146,7 +148,10 @@ def _agreement(arguments: argparse.Namespace) -> int:
             write_pairs_tsv(file, result)
     if arguments.picture:
         draw(result, Path(arguments.picture), title=Path(arguments.directory).name)
-    print(json.dumps(result.to_mapping(), indent=1, ensure_ascii=False) if arguments.json else table(result))
+    if arguments.json:
+        print_json(result.to_mapping())
+    else:
+        print(table(result))
     return 0
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from recurra.commands.command import Command
+from recurra.commands.command import Command, print_json
 from recurra.commands.reporter import Reporter
 from recurra.config import ArgumentParser, UserError, add_flags, from_mapping
 
@@ -37,7 +36,7 @@ def _report(arguments: argparse.Namespace) -> int:
         else:
             numbers = report(arguments.directory, arguments.output, settings, **options)
     if arguments.json:
-        print(json.dumps(numbers, indent=1, ensure_ascii=False))
+        print_json(numbers)
     else:
         print(f"{arguments.output}: open it in a browser")
     return 0

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recurra.commands.command import Command, loading_flags, positive
+from recurra.commands.command import Command, loading_flags, positive, print_json
 from recurra.config import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     elif output is not None:
         written = tracing.write_arrays(traced, output)
     if arguments.json:
-        print(json.dumps(_mapping(traced, found, layer, gate, units, written), indent=1, ensure_ascii=False))
+        print_json(_mapping(traced, found, layer, gate, units, written))
         return 0
     if found is not None:
         print(_tracking(found))
@@ -112,14 +112,14 @@ def _text(text: str, lm: LanguageModel) -> str | TokenStream:
 def _mapping(
     traced: Traced, found: Tracking | None, layer: int, gate: str, units: list[int], written: list[Path]
 ) -> dict[str, Any]:
-    """What there is to tell, as JSON holds it: None for what is not finite."""
+    """What there is to tell."""
     result: dict[str, Any] = {
         "cell": traced.cell,
         "layers": [values["hidden"].shape[1] for values in traced.layers],
         "layer": layer,
         "gate": gate,
         "tokens": traced.tokens,
-        "bits": [_number(bits) for bits in traced.bits.tolist()],
+        "bits": traced.bits.tolist(),
         "values": {str(unit): traced.values(gate, layer)[:, unit].tolist() for unit in units},
     }
     if found is not None:
@@ -127,17 +127,11 @@ def _mapping(
             "measure": found.measure,
             "categories": list(found.categories),
             "best": [each._asdict() for each in found.best],
-            "chance": [
-                {"layer": layer, "gate": gate, "score": _number(score)} for (layer, gate), score in found.chance.items()
-            ],
+            "chance": [{"layer": layer, "gate": gate, "score": score} for (layer, gate), score in found.chance.items()],
         }
     if written:
         result["written"] = [str(path) for path in written]
     return result
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _listing(traced: Traced, layer: int, gate: str, units: list[int]) -> str:

@@ -19,7 +19,7 @@ from recurra import reporting
 from recurra.commands.report import COMMANDS
 from recurra.config import ArgumentParser, UserError
 from recurra.evaluation import surprisals
-from recurra.reporting import Curve, ReportSettings, bar_chart, heat_map, line_chart, measure, page, report
+from recurra.reporting import ReportSettings, measure, measuring, page, report
 from recurra.text.batches import TokenStream
 
 BAD = "<script>alert(1)</script>"
@@ -307,8 +307,8 @@ def test_bins_are_those_of_a_dictionary(which, request):
 
 
 def test_a_long_text_is_read_in_part_to_the_end_of_a_line(lstm, monkeypatch):
-    monkeypatch.setattr(reporting, "LEAST_READ", 50)
-    monkeypatch.setattr(reporting, "WEIGHTS_READ", 0)
+    monkeypatch.setattr(measuring, "LEAST_READ", 50)
+    monkeypatch.setattr(measuring, "WEIGHTS_READ", 0)
     reading = measure(lstm, ReportSettings(samples=0))["reading"]
     assert 25 < reading["tokens"] <= 50 < reading["of"]
     stream = TokenStream.open(lstm / "training" / "valid")
@@ -323,7 +323,7 @@ def test_the_excerpt_is_text_with_its_spaces(folder, lstm):
             from recurra.text.tokenizer import TokenizerSettings, build_tokenizer
 
             tokenizer = build_tokenizer(Text.from_string("the dog ß…\n"), TokenizerSettings(tokenizer=kind))
-        texts = reporting._texts(tokenizer, tokenizer.encode(text).tolist())
+        texts = measuring._texts(tokenizer, tokenizer.encode(text).tolist())
         assert "".join(texts) == text.replace("qqq", "<unk>")
 
 
@@ -335,7 +335,7 @@ def test_a_character_of_several_tokens_comes_when_it_is_whole():
         Text.from_string("the dog the dog\n" * 9), TokenizerSettings(tokenizer="byte-pairs", vocabulary_size=262)
     )
     text = "dog ß 語!"
-    texts = reporting._texts(tokenizer, tokenizer.encode(text).tolist())
+    texts = measuring._texts(tokenizer, tokenizer.encode(text).tolist())
     assert "".join(texts) == text
     assert texts.count("") >= 3
 
@@ -417,15 +417,15 @@ def test_logs(lstm, tmp_path, monkeypatch):
     log.write_text(log.read_text() + '{"step": 12, "lo')
     assert measure(tmp_path / "m", ReportSettings(samples=0))["learning"]["lines"] == whole
     log.write_text('{"step": 1, "seconds": 1.5, "loss": 2.5, "gradient_norm": 0}\n' * 50)
-    monkeypatch.setattr(reporting, "CURVE_POINTS", 10)
+    monkeypatch.setattr(measuring, "CURVE_POINTS", 10)
     found = measure(tmp_path / "m", ReportSettings(samples=0))
     assert (len(found["learning"]["lines"]), found["learning"]["logged"]) == (10, 50)
     assert "10 of 50 lines" in page(found)
     log.write_text("")
     assert "no lines" in measure(tmp_path / "m", ReportSettings(samples=0))["missing"]["learning"]
     for line in ("[1]", '{"step": 1}', '{"seconds": "x"}', "?"):
-        log.write_text('{"seconds": 1}\n' + line + "\n\n" + '{"seconds": 1}\n')
-        with pytest.raises(UserError, match=r"log\.jsonl:2: expected names and numbers"):
+        log.write_text('{"seconds": 1}\n' + line + "\n" + '{"seconds": 1}\n')
+        with pytest.raises(UserError, match=r"log\.jsonl:2: .*(expected names and numbers|damaged)"):
             measure(tmp_path / "m", ReportSettings(samples=0))
 
 
@@ -478,56 +478,3 @@ def test_a_page_is_old_or_new(lstm, tmp_path, monkeypatch):
         report(lstm, path, ReportSettings(samples=0))
     assert [each.name for each in tmp_path.iterdir()] == ["p.html"]
     assert path.read_text() == "old"
-
-
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-
-def points(picture):
-    path = re.search(r'<polyline class="curve [^"]*" points="([^"]+)"', picture).group(1)
-    return [tuple(map(float, pair.split(","))) for pair in path.split()]
-
-
-def test_lines_go_where_the_numbers_are():
-    options = {"x": "x", "y": "y", "label": "what"}
-    straight = points(line_chart([Curve("c", [(0, 0), (5, 5), (10, 10)], "")], **options))
-    assert straight[1][0] == pytest.approx((straight[0][0] + straight[2][0]) / 2, abs=0.11)
-    assert straight[1][1] == pytest.approx((straight[0][1] + straight[2][1]) / 2, abs=0.11)
-    assert straight[0][1] > straight[2][1]  # up is less
-    powers = points(line_chart([Curve("c", [(0, 0.01), (1, 0), (5, 1), (10, 100)], "")], log=True, **options))
-    assert powers == straight
-    both = points(line_chart([Curve("c", [(1, 0.01), (10, 1), (100, 100)], "")], log=True, log_x=True, **options))
-    assert both == straight
-
-
-def test_a_chart_without_points_is_none_and_one_point_is_drawn():
-    options = {"x": "x", "y": "y", "label": "what"}
-    assert line_chart([Curve("c", [(1, -1)], "")], log=True, **options) == ""
-    assert line_chart([], **options) == ""
-    assert len(points(line_chart([Curve("c", [(1, 3)], "")], **options))) == 1
-
-
-@pytest.mark.parametrize(("low", "high", "log"), [(0, 1, False), (3.2, 3.9, False), (1, 5, True), (1e-9, 1e9, True)])
-def test_ticks_are_a_few_round_numbers_within_the_axis(low, high, log):
-    ticks = reporting._Axis([low, high], 0, 100, log=log).ticks()
-    assert 2 <= len(ticks) <= 12
-    assert ticks == sorted(set(ticks))
-    assert all(low * 0.99 <= tick <= high * 1.01 for tick in ticks)
-    assert all(len(f"{tick:.3g}") < 8 for tick in ticks)
-
-
-def test_bars_grow_with_the_logarithm():
-    picture = bar_chart([("a", 10.0), ("<b>", 100.0), ("c", None), ("d", 1.0)], x="x", y="y", label="l")
-    widths = [float(width) for width in re.findall(r'class="bar".* width="([^"]+)"', picture)]
-    assert widths[0] == pytest.approx(widths[1] / 2, abs=0.1)
-    assert widths[2] == widths[1]
-    assert widths[3] == 0
-    assert "<b>" not in picture
-    assert "∞" in picture
-
-
-def test_cells_are_as_dark_as_their_numbers():
-    picture = heat_map([[0, 0.5], [1, 2]], ["r", "s"], ["a", "<b>"], low=0, high=1, label="l", what="gate")
-    cells = re.findall(r'fill-opacity="([^"]+)"><title>(.*?)</title>', picture, re.DOTALL)
-    assert [float(share) for share, _ in cells] == [0, 0.5, 1, 1]
-    assert cells[1][1].split() == ["r", "at", "&lt;b&gt;:", "0.5"]

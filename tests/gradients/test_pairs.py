@@ -1,0 +1,115 @@
+"""Norms of all pairs against T backward passes of autograd, and how they fall."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gradients.stacks import STACKS, STEPS, TEXT, by_backward_passes, made, model_of
+from recurra import gradients, nn
+from recurra.config import UserError
+from recurra.gradients import GradientMap, Unrolled
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_all_pairs_are_those_of_backward_passes(name):
+    stack, inputs, loss = made(name)
+    unrolled = Unrolled(stack, inputs, loss)
+    found = gradients.gradient_map(unrolled)
+    np.testing.assert_allclose(found.hidden, by_backward_passes(stack, inputs, loss, "hidden"), rtol=1e-9, atol=1e-15)
+    assert (found.hidden[:, *np.triu_indices(STEPS, 1)] == 0).all()
+    if stack.state_type is nn.LSTMState:
+        np.testing.assert_allclose(found.cell, by_backward_passes(stack, inputs, loss, "cell"), rtol=1e-9, atol=1e-15)
+    else:
+        assert found.cell is None
+    outputs, _ = stack(inputs[:, None])
+    torch.testing.assert_close(unrolled.losses, loss(outputs[:, 0]).detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5, 12])
+def test_a_stride_takes_some_of_the_rows(stride):
+    unrolled = Unrolled(*made("lstm, 2 layers"))
+    every, some = gradients.gradient_map(unrolled), gradients.gradient_map(unrolled, stride=stride)
+    assert some.steps.tolist() == list(range(stride - 1, STEPS, stride))
+    np.testing.assert_allclose(some.hidden, every.hidden[:, some.steps], rtol=1e-12)
+    np.testing.assert_allclose(some.cell, every.cell[:, some.steps], rtol=1e-12)
+
+
+def test_nothing_comes_back_over_a_start():
+    stack, inputs, loss = made("lstm, 2 layers")
+    cut = 5
+    whole = gradients.gradient_map(Unrolled(stack, inputs, loss, starts=(cut,)))
+
+    def padded(part):
+        return torch.cat((part, part.new_zeros(STEPS - len(part), part.shape[1])))
+
+    first = by_backward_passes(stack, inputs[:cut], lambda outputs: loss(padded(outputs))[:cut], "hidden")
+    second = by_backward_passes(stack, inputs[cut:], lambda outputs: loss(padded(outputs).roll(cut, 0))[cut:], "hidden")
+    assert whole.starts == (0, cut)
+    np.testing.assert_allclose(whole.hidden[:, :cut, :cut], first, rtol=1e-9)
+    np.testing.assert_allclose(whole.hidden[:, cut:, cut:], second, rtol=1e-9)
+    assert (whole.hidden[:, cut:, :cut] == 0).all()
+
+
+def test_one_step_of_text():
+    found = gradients.gradient_map(Unrolled(*made("gru", steps=1)))
+    assert found.hidden.shape == (1, 1, 1)
+    curve = gradients.decay(found)
+    assert curve.relative.tolist() == [1]
+    assert math.isnan(curve.half_life)
+
+
+def test_pairs_of_a_model_are_those_of_backward_passes():
+    lm = model_of(cell="gru", output_norm=True)
+    model, tokens = lm.model, torch.from_numpy(lm.tokenizer.encode(TEXT)[:STEPS].astype(np.int64))
+    read = torch.cat((torch.ones(1, dtype=torch.long), tokens[:-1]))
+    outputs, _, trace = model.recurrent(model.embedding(read)[:, None], trace=True)
+    losses = -model.output.log_probs(model.output_norm(model.bridge(outputs)))[range(STEPS), 0, tokens]
+    found = gradients.gradient_map(gradients.unroll_model(model, tokens.numpy()))
+    for layer in range(2):
+        for t in range(STEPS):
+            hidden = trace.layers[layer][0]["hidden"]
+            expected = torch.autograd.grad(
+                losses[t], hidden, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            np.testing.assert_allclose(
+                found.hidden[layer, t], [float(each.norm()) for each in expected], rtol=1e-8, atol=1e-15
+            )
+
+
+def test_a_map_that_is_too_large_says_how_large_and_what_helps():
+    gradients.check_size(2, 1000, 1, 16e6)
+    with pytest.raises(UserError, match=r"take 3\.2 GB of memory, there are 1: give --stride 8 ") as told:
+        gradients.check_size(2, 10_000, 1, 1e9, parts=2)
+    stride = int(str(told.value).split("--stride ")[1].split()[0])
+    gradients.check_size(2, 10_000, stride, 1e9, parts=2)
+
+
+def test_the_half_life_of_a_made_up_exponential():
+    k = np.arange(1, 60)
+    assert gradients.half_life(k, 3 * 0.5 ** (k / 7)) == pytest.approx(7)
+    spoilt = 0.5 ** (k / 7)
+    spoilt[::5] *= 1000
+    assert gradients.half_life(k, spoilt) == pytest.approx(7, rel=0.02)
+    spoilt[3], spoilt[4] = 0, np.nan
+    assert gradients.half_life(k, spoilt) == pytest.approx(7, rel=0.02)
+    assert math.isinf(gradients.half_life(k, np.ones(59)))
+    assert math.isnan(gradients.half_life([1], [0.5]))
+    k = np.arange(5000)
+    assert gradients.half_life(k, 0.5 ** (k / 100)) == pytest.approx(100)
+
+
+def test_decay_is_the_mean_over_losses_within_a_run():
+    steps, starts = np.arange(8), (0, 5)
+    norms = np.zeros((1, 8, 8))
+    for t in steps:
+        for i in range(0 if t < 5 else 5, t + 1):
+            norms[0, t, i] = (1 + t) * 0.5 ** ((t - i) / 2)  # each t has a size of its own
+    curve = gradients.decay(GradientMap(steps, norms, None, starts))
+    assert curve.counts.tolist() == [8, 6, 4, 2, 1]
+    np.testing.assert_allclose(curve.relative, 0.5 ** (np.arange(5) / 2))
+    assert curve.half_life == pytest.approx(2)
+    assert curve.fitted == 2
