@@ -199,6 +199,43 @@ def test_commands(trained, kind, capsys, monkeypatch):
         assert capsys.readouterr().out.strip()
 
 
+def test_attention_as_numbers_and_as_a_picture(trained, tmp_path, capsys):
+    _, directory, outcome = trained["translator"]
+    command = ["attention", str(directory), "the dog sees a cat"]
+    assert main([*command, "un chien", "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    assert "".join(look["rows"]).endswith("<eos>")
+    assert np.shape(look["weights"]) == (len(look["rows"]), len(look["columns"]))
+    np.testing.assert_allclose(np.sum(look["weights"], 1), 1, atol=1e-5)
+    own = outcome.predictor.look("the dog sees a cat")
+    [[best]] = outcome.predictor.predict(["the dog sees a cat"], attention=True)
+    assert own.rows == best["tokens"]
+    assert own.rows != look["rows"]
+    for name in ("look.png", "look.svg"):
+        assert main([*command, "-o", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 1000
+    assert main([*command, "-o", str(tmp_path / "look.txt")]) == 2
+    assert "unknown picture format" in capsys.readouterr().err
+
+
+def test_attention_of_a_reader_is_over_the_context(trained, capsys):
+    directory = trained["reader"][1]
+    context = "Mary went to the garden.\nJohn went to the kitchen."
+    assert main(["attention", str(directory), "Where is Mary?", context, "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    assert look["columns"] == "Mary went to the garden . John went to the kitchen .".split()
+    assert look["rows"][0] == "hop 1"
+    assert np.shape(look["weights"]) == (len(look["rows"]), 12)
+    assert np.sum(look["weights"], 1).max() <= 1 + 1e-5  # the end mark has the rest
+
+
+def test_attention_that_there_is_none_of_is_one_line(trained, capsys):
+    assert main(["attention", str(trained["tagger"][1]), "the dog"]) == 2
+    assert "no attention" in capsys.readouterr().err
+    assert main(["attention", str(trained["translator"][1]), ""]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", TASKS)
 def test_info_says_what_was_trained_without_the_vocabularies(trained, kind, capsys):
     assert main(["info", str(trained[kind][1])]) == 0

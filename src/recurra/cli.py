@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from recurra import __version__
-from recurra.commands import data, evaluate, explain, generate, predict, systems, train
+from recurra.commands import attention, data, evaluate, explain, generate, predict, systems, train
 from recurra.commands.command import complain
 from recurra.config import ArgumentParser, UserError
 
@@ -25,6 +25,7 @@ COMMANDS = {
     **generate.COMMANDS,
     **systems.COMMANDS,
     **data.COMMANDS,
+    **attention.COMMANDS,
     **explain.COMMANDS,
 }
 TWO_WORDS = ("train", "explain")  # the first words of commands that have two

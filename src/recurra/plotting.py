@@ -12,7 +12,9 @@ from typing import Any
 from recurra.config import UserError
 from recurra.files import written_whole
 
-__all__ = ["bars", "figure_of", "learning_curve", "save", "swatches"]
+__all__ = ["attention", "bars", "figure_of", "learning_curve", "save", "swatches"]
+
+LONGEST_NAME = 60  # characters of a label
 
 
 def figure_of(width: float, height: float) -> Any:
@@ -107,6 +109,37 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def attention(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    """Draw where attention looked: the darker, the more.
+
+    Args:
+        weights: a row for each that looked, shares from 0 to 1.
+        rows: what looked.
+        columns: what there was to see.
+        path: the picture; its suffix names the format.
+
+    Raises:
+        UserError: matplotlib is missing, or there is nothing to draw.
+    """
+    if not rows or not columns:
+        raise UserError("there is no attention to draw: the text is empty")
+    names = [column if len(column) <= LONGEST_NAME else column[: LONGEST_NAME - 1] + "…" for column in columns]
+    figure = figure_of(
+        max(3.0, 1.6 + min(0.32 * len(columns), 60)),
+        0.7 + min(0.26 * len(rows), 60) + 0.08 * max(map(len, names)),
+    )
+    axes = figure.add_subplot()
+    image = axes.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    texts = {"fontsize": 8, "parse_math": False}
+    axes.set_xticks(range(len(columns)), names, rotation=90, **texts)
+    axes.set_yticks(range(len(rows)), rows, **texts)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="share of attention", fraction=0.05, pad=0.02)
     save(figure, path)
 
 

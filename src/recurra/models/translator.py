@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recurra.beam import Hypothesis, beam_search
 from recurra.config import UserError, setting
-from recurra.models.task import TaskModel
+from recurra.models.task import Look, TaskModel
 from recurra.models.translation import TranslationCodec, TranslationSettings
 from recurra.nn.attention import ATTENTIONS, Attention, Memory
 from recurra.nn.cells import LSTMState
@@ -34,7 +34,7 @@ from recurra.nn.encoder import Encoder, EncoderSettings, settle_encoder
 from recurra.nn.pooling import valid_steps
 from recurra.nn.recurrent import StackState
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
-from recurra.text.examples import ExampleBatch
+from recurra.text.examples import ExampleBatch, collate
 from recurra.text.readers import Pair
 from recurra.text.vocabulary import LINE_END, UNKNOWN
 
@@ -293,6 +293,24 @@ class Translator(TaskModel):
         assert weights is not None
         lengths = zip(batch.lengths["target"].tolist(), batch.lengths["source"].tolist(), strict=True)
         return [weights[:rows, column, :steps].cpu() for column, (rows, steps) in enumerate(lengths)]
+
+    @torch.no_grad()
+    def look(self, example: Pair) -> Look:
+        """Where each token of the target looks: that of the example, or else the best that is found."""
+        if example.target is None:
+            [[best]] = self.predict(self._one(example), attention=True)
+            return Look(best["tokens"], best["source_tokens"], best["attention"])
+        batch = self._one(example)
+        [weights] = self.align(batch)
+        rows, columns = (
+            [codec.token(id) for id in batch.arrays[name][:, 0].tolist()]
+            for codec, name in ((self.codec.target, "target"), (self.codec.source, "source"))
+        )
+        return Look(rows, columns, weights.tolist())
+
+    def _one(self, example: Pair) -> ExampleBatch:
+        encoded = self.codec.encode(example, targets=example.target is not None)
+        return collate([encoded]).to(self.combine.weight.device)
 
     def _teach(self, batch: ExampleBatch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Read pairs: vectors [targets, W] for the output layer, the targets, and attention's weights [T, N, S]."""
