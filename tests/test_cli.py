@@ -285,6 +285,8 @@ def test_overwriting_with_a_bad_text_keeps_the_old_model(text, tmp_path, capsys)
 def test_mistakes_of_the_other_commands(model, tmp_path, capsys):
     assert "no such folder" in refused(capsys, "evaluate", tmp_path / "none", tmp_path)
     assert "did you mean 'generate'" in refused(capsys, "generat", model)
+    assert "did you mean 'train tagger'" in refused(capsys, "train", "tager", "a.conll", "-o", "m", "--max-steps", 3)
+    assert "unknown command 'generat'" in refused(capsys, "generat", model, "--greedy")
     assert "expected above 0" in refused(capsys, "generate", model, "--temperature", 0)
     assert "greedy and beam" in refused(capsys, "generate", model, "--greedy", "--beam", 2)
     assert "at least 1" in refused(capsys, "next", model, "the", "-k", 0)

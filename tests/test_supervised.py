@@ -192,7 +192,12 @@ def test_commands(trained, kind, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     examples = list(outcome.predictor.task.read([str(data)], outcome.predictor.data_settings))
     assert len(lines) == len(examples)
-    assert _rounded(json.loads(lines[3])) == _rounded(outcome.predictor.predict(examples[3:4])[0])
+    found = json.loads(lines[3])
+    if kind == "reader":
+        assert found.pop("id") == examples[3].id
+    if kind == "transcriber":
+        assert found.pop("path") == examples[3].name
+    assert _rounded(found) == _rounded(outcome.predictor.predict(examples[3:4])[0])
     if kind != "transcriber":
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data.read_bytes())))
         assert main(["predict", str(directory)]) == 0
@@ -214,6 +219,8 @@ def test_attention_as_numbers_and_as_a_picture(trained, tmp_path, capsys):
     for name in ("look.png", "look.svg"):
         assert main([*command, "-o", str(tmp_path / name)]) == 0
         assert (tmp_path / name).stat().st_size > 1000
+    assert main([*command, "-o", str(tmp_path / "no" / "look.png")]) == 2
+    assert f"{tmp_path / 'no'}: no such folder" in capsys.readouterr().err
     assert main([*command, "-o", str(tmp_path / "look.txt")]) == 2
     assert "unknown picture format" in capsys.readouterr().err
 
@@ -223,10 +230,26 @@ def test_attention_of_a_reader_is_over_the_context(trained, capsys):
     context = "Mary went to the garden.\nJohn went to the kitchen."
     assert main(["attention", str(directory), "Where is Mary?", context, "--json"]) == 0
     look = json.loads(capsys.readouterr().out)
-    assert look["columns"] == "Mary went to the garden . John went to the kitchen .".split()
+    assert look["columns"] == [
+        "Mary",
+        "went",
+        "to",
+        "the",
+        "garden",
+        ".",
+        "John",
+        "went",
+        "to",
+        "the",
+        "kitchen",
+        ".",
+        "<eos>",
+    ]
     assert look["rows"][0] == "hop 1"
-    assert np.shape(look["weights"]) == (len(look["rows"]), 12)
-    assert np.sum(look["weights"], 1).max() <= 1 + 1e-5  # the end mark has the rest
+    assert np.shape(look["weights"]) == (len(look["rows"]), 13)
+    np.testing.assert_allclose(np.sum(look["weights"], 1), 1, atol=1e-5)
+    assert main(["attention", str(directory), "Where is Mary?"]) == 2
+    assert "pair of question and context" in capsys.readouterr().err
 
 
 def test_attention_that_there_is_none_of_is_one_line(trained, capsys):

@@ -6,6 +6,7 @@ Nothing here imports torch until a command that needs it runs, so that ``recurra
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _no_command(words: Sequence[str]) -> int:
     """Help, version, or a word that is no command."""
-    listing = "\n".join(f"  {name:<17}{command.help}" for name, command in COMMANDS.items())
+    width = max(map(len, COMMANDS)) + 2
+    listing = "\n".join(f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items())
     parser = ArgumentParser(
         prog="recurra",
         usage="recurra COMMAND ...",
@@ -70,8 +72,9 @@ def _no_command(words: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"recurra {__version__}")
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
-    given = parser.parse_args(words).command
-    if not given:
+    given = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if not given or {"-h", "--help"} & set(words):
+        parser.parse_args(words)  # --help, --version, and flags that are none
         parser.print_help()
         return 0
     import difflib
@@ -82,4 +85,5 @@ def _no_command(words: Sequence[str]) -> int:
         or difflib.get_close_matches(typed, COMMANDS, n=1)
         or difflib.get_close_matches(given[0], COMMANDS, n=1)
     )
-    return parser.error(f"unknown command {given[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+    unknown = typed if given[0] in TWO_WORDS else given[0]
+    return parser.error(f"unknown command {unknown!r}{f'; did you mean {near[0]!r}?' if near else ''}")

@@ -32,6 +32,8 @@ def figure_of(width: float, height: float) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write the picture in the format that the path's suffix names, whole or not at all."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder")
     content = io.BytesIO()
     form = path.suffix[1:] or "png"
     if form not in figure.canvas.get_supported_filetypes():

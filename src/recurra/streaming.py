@@ -117,8 +117,8 @@ def _classified(model: Classifier, words: Iterator[str | None]) -> Iterator[str]
 
 @torch.no_grad()
 def _transcribed(model: Transcriber, file: BinaryIO) -> Iterator[str]:
+    frames, rest, begun = FrameStream(model.codec.features), b"", False  # says all that is in the way
     state = model.start(1)
-    frames, rest, begun = FrameStream(model.codec.features), b"", False
     while block := _available(file):
         rest += block
         if not begun and rest.startswith(WAV):
@@ -157,8 +157,8 @@ class FrameStream:
     def __init__(self, settings: FeatureSettings) -> None:
         if settings.normalize or settings.stack != 1 or settings.skip != 1:
             raise UserError(
-                "features that are normalised over the whole recording, or joined, cannot be made as it arrives: train"
-                " with --no-normalize, --stack 1 and --skip 1"
+                "this model cannot answer as input arrives: its features are normalised over the whole recording, or"
+                " joined; train with --no-bidirectional, --no-normalize, --stack 1 and --skip 1"
             )
         if settings.rate is None:
             raise UserError("the model was trained on features, not on sound: there is no stream of samples for it")

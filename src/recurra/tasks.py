@@ -106,6 +106,7 @@ class Task(NamedTuple):
 
     Attributes:
         title: what it is, in a few words.
+        unit: what it predicts, many of it: words, texts.
         data: the dataclass of how its examples are read.
         settings: that of the model.
         model: its class.
@@ -125,6 +126,7 @@ class Task(NamedTuple):
     """
 
     title: str
+    unit: str
     data: type[Any]
     settings: type[Any]
     model: type[TaskModel]
@@ -334,6 +336,8 @@ def _question(given: Any) -> Question:
         return given
     if _are_texts(given):
         return Question("", *given)
+    if isinstance(given, str):
+        raise UserError("expected a pair of question and context, got a text alone: say what the question is about")
     raise _unfit("a question, or a pair of question and context", given)
 
 
@@ -381,14 +385,20 @@ def _write_transcripts(predicted: Tagged, file: TextIO, n_best: int) -> None:
 
 
 def write_json(predicted: Tagged, file: TextIO, _: int = 1) -> None:
-    """A line of JSON for each prediction, whatever the task."""
-    for _, prediction in predicted:
-        print(json.dumps(prediction, ensure_ascii=False), file=file, flush=True)
+    """A line of JSON for each prediction, whatever the task, with what its question or recording is called."""
+    for example, prediction in predicted:
+        name: dict[str, str] = {}
+        if isinstance(example, Question):
+            name = {"id": example.id}
+        elif isinstance(example, Recording):
+            name = {"path": example.name}
+        print(json.dumps({**name, **prediction} if name else prediction, ensure_ascii=False), file=file, flush=True)
 
 
 TASKS = {
     "tagger": Task(
         title="tagger",
+        unit="words",
         data=TaggerData,
         settings=TaggerSettings,
         model=Tagger,
@@ -405,6 +415,7 @@ TASKS = {
     ),
     "classifier": Task(
         title="classifier",
+        unit="texts",
         data=ClassifierData,
         settings=ClassifierSettings,
         model=Classifier,
@@ -420,6 +431,7 @@ TASKS = {
     ),
     "translator": Task(
         title="translator",
+        unit="tokens",
         data=TranslatorData,
         settings=TranslatorSettings,
         model=Translator,
@@ -437,6 +449,7 @@ TASKS = {
     ),
     "reader": Task(
         title="reader",
+        unit="questions",
         data=ReaderData,
         settings=ReaderSettings,
         model=Reader,
@@ -452,6 +465,7 @@ TASKS = {
     ),
     "transcriber": Task(
         title="transcriber",
+        unit="symbols",
         data=TranscriberData,
         settings=TranscriberSettings,
         model=Transcriber,

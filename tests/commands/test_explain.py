@@ -105,7 +105,7 @@ def test_help(capsys):
     status, output, _ = run(capsys, "explain", "packing", "--help")
     assert status == 0
     assert "recurra explain packing" in output
-    assert "explain packing  what" in run(capsys, "--help")[1]
+    assert "explain packing    what" in run(capsys, "--help")[1]
 
 
 def test_packing_is_explained_without_torch():

@@ -66,11 +66,13 @@ def _train_flags(kind: str, parser: ArgumentParser) -> None:
 def _train(kind: str, arguments: argparse.Namespace) -> int:
     from recurra import distributed
     from recurra.supervised import train_task
+    from recurra.tasks import TASKS
 
     own = ("data", "directory", "config", "resume", "overwrite", "quiet")
     flags = {name: value for name, value in vars(arguments).items() if name not in own}
     directory = Path(arguments.directory)
-    with Reporter(arguments.quiet or not distributed.is_writer(), perplexity=False) as reporter:
+    quiet = arguments.quiet or not distributed.is_writer()
+    with Reporter(quiet, unit=TASKS[kind].unit, perplexity=False) as reporter:
         outcome = train_task(
             kind,
             arguments.data,

@@ -375,13 +375,13 @@ class Reader(TaskModel):
 
     @torch.no_grad()
     def look(self, example: Question) -> Look:
-        """Where each hop looks in the context: at which sentences, or tokens."""
+        """Where each hop looks in the context: at which sentences, or tokens, or at the mark of its end."""
         batch = collate([self.codec.encode(example, targets=False)]).to(next(self.parameters()).device)
         [prediction] = self.predict(batch, attention=True)
         return Look(
             [f"hop {hop}" for hop in range(1, len(prediction["attention"]) + 1)],
-            [example.context[begin:end] for begin, end in prediction["places"]],
-            prediction["attention"],
+            [*(example.context[begin:end] for begin, end in prediction["places"]), SPECIAL[LINE_END]],
+            [[*shares, max(0.0, 1 - sum(shares))] for shares in prediction["attention"]],
         )
 
     # ---- reading --------------------------------------------------------------------------------------------------

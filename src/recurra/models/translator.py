@@ -303,7 +303,7 @@ class Translator(TaskModel):
         batch = self._one(example)
         [weights] = self.align(batch)
         rows, columns = (
-            [codec.token(id) for id in batch.arrays[name][:, 0].tolist()]
+            [codec.piece(id) for id in batch.arrays[name][:, 0].tolist()]
             for codec, name in ((self.codec.target, "target"), (self.codec.source, "source"))
         )
         return Look(rows, columns, weights.tolist())
@@ -556,8 +556,8 @@ class Translator(TaskModel):
             }
             if attention and output.extra is not None:
                 prediction["attention"] = output.extra[:, :steps].tolist()
-                prediction["tokens"] = [self.codec.target.token(id) for id in output.tokens]
-                prediction["source_tokens"] = [self.codec.source.token(id) for id in ids]
+                prediction["tokens"] = [self.codec.target.piece(id) for id in output.tokens]
+                prediction["source_tokens"] = [self.codec.source.piece(id) for id in ids]
             predictions.append(prediction)
         return predictions
 

@@ -124,6 +124,10 @@ class Words:
         words = cls(vocabulary, given, lowercase=settings.lowercase, further=further)
         if settings.vectors is not None:
             words.pretrained, words.covered = words._read(settings.vectors, settings.word_size)
+            if not words.covered_share:
+                raise UserError(
+                    f"{settings.vectors}: has no vector for any word of the training text; is it the right file?"
+                )
         return words
 
     def reload(self, settings: WordSettings) -> None:
