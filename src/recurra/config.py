@@ -205,7 +205,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _flags_first(self, args: list[str]) -> list[str]:
         """The same words with the flags in front, as argparse wants arguments of any number to be side by side."""
-        flags, others = [], []
+        flags: list[str] = []
+        others: list[str] = []
         words = iter(args)
         for word in words:
             if word == "--":
