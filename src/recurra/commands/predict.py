@@ -188,7 +188,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         for piece in follow(predictor.model, sys.stdin.buffer, **how):
             print(piece, flush=True)
         return 0
-    examples = predictor.read(arguments.data, **reading)
+    examples = predictor.read(arguments.data, say=_note, **reading)
     write = write_json if arguments.json else predictor.task.write
     write(predictor.stream(examples, **options), sys.stdout, options.get("n_best", 1))
     return 0
@@ -207,9 +207,13 @@ def evaluate_predictor(arguments: argparse.Namespace) -> int:
 
     predictor = Predictor.load(arguments.directory, device=arguments.device)
     options, reading = _decoding(arguments, predictor.kind), _reading(arguments, predictor)
-    scores = predictor.evaluate(predictor.read(arguments.text, labelled=True, **reading), **options)
+    scores = predictor.evaluate(predictor.read(arguments.text, labelled=True, say=_note, **reading), **options)
     print(json.dumps(scores, indent=1, ensure_ascii=False) if arguments.json else _summary(scores))
     return 0
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _summary(scores: dict[str, Any]) -> str:

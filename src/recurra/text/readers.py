@@ -308,13 +308,15 @@ def held_out(
         (held if place < fraction else kept).append(example)
     if 0 < fraction < 1 and not (kept and held):
         total, different = len(kept) + len(held), len({key(example) for example in kept + held})
-        alike = f", {different:,} different: those that belong together are in one part" if different < total else ""
+        found = (
+            f"{total:,}"
+            if different == total
+            else f"{total:,}, {different:,} different: those that belong together are in one part"
+        )
         # who has too few for a test has too few for validation as well, and need not be told twice
         parts = ["test", "valid"] if part == "test" else [part]
         advice = ", and ".join(f"--{each} FILE or --{each}-fraction 0" for each in parts)
-        raise UserError(
-            f"too few examples to set aside {fraction:g} of them as {part} ({total:,} examples{alike}); give {advice}"
-        )
+        raise UserError(f"too few examples ({found}) to set aside {fraction:g} of them as {part}; give {advice}")
     return kept, held
 
 

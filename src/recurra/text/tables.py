@@ -33,30 +33,16 @@ USUAL = {
     "transcript": ("transcript", "text", "sentence", "transcription"),
 }
 PAIR = ("source", "target")  # which languages may stand for
-# Languages as headers say them: in English, by ISO 639-1, the commonest by ISO 639-3 as well; `en-GB` is `en`.
-_LANGUAGES = """
-afrikaans albanian amharic arabic armenian assamese azerbaijani basque belarusian bengali bosnian breton bulgarian
-burmese cantonese catalan chinese croatian czech danish dutch english esperanto estonian faroese filipino finnish
-french frisian galician georgian german greek gujarati hausa hawaiian hebrew hindi hungarian icelandic igbo
-indonesian inuktitut irish italian japanese javanese kannada kazakh khmer kinyarwanda korean kurdish kyrgyz lao
-latin latvian lithuanian luxembourgish macedonian malagasy malay malayalam maltese mandarin maori marathi mongolian
-nepali norwegian occitan odia oromo pashto persian polish portuguese punjabi quechua romanian russian samoan
-sanskrit serbian sindhi sinhala slovak slovene slovenian somali spanish sundanese swahili swedish tagalog tajik
-tamil tatar telugu thai tibetan tigrinya tswana turkish turkmen ukrainian urdu uyghur uzbek vietnamese welsh wolof
-xhosa yiddish yoruba zulu
-aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en
-eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka
-kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl
-nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw
-ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
-ara bul cat ces cmn dan deu ell eng epo est eus fas fin fra heb hin hun ind isl ita jpn kor lat lit nld nob nor pol
-por ron rus slk slv spa srp swe tha tur ukr vie zho
-"""
-LANGUAGES = frozenset(_LANGUAGES.split())
-NUMBERS = ("id", "no")  # languages only where there are two columns: else, what rows are counted by
+# A header of two languages: codes such as `en` and `pt-BR`, or names of some that are often translated.
+_LANGUAGE = re.compile(
+    r"(?:arabic|chinese|czech|danish|dutch|english|finnish|french|german|greek|hebrew|hindi|hungarian|"
+    r"indonesian|italian|japanese|korean|latin|norwegian|persian|polish|portuguese|romanian|russian|"
+    r"spanish|swedish|turkish|ukrainian|vietnamese)\Z",
+    re.IGNORECASE,
+)
 SHOWN = 40  # characters of a field in a message
 
-_LOCALE = re.compile(r"([a-z]{2,3})[-_](?:[a-z]{2}|[a-z]{4})\Z")
+_LANGUAGE_CODE = re.compile(r"[a-z]{2}(?:[-_](?:[a-z]{2}|[a-z]{4}))?\Z", re.IGNORECASE)
 
 FORMATS = {".tsv": "tsv", ".tab": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -132,7 +118,7 @@ def rows(
         kind: ``tsv``, ``csv`` or ``jsonl``.
         columns: For each name that fields are wanted under, the column's name, or its number from 1, or from -1
             backwards. None stands for the key of the very name in ``jsonl``; for the column of that name, or of another
-            that is usual for it (:data:`USUAL`, of pairs also :data:`LANGUAGES`); and without a header, in a table of
+            that is usual for it (:data:`USUAL`, of pairs also two languages); and without a header, in a table of
             up to two columns, for the first name's first column and the second name's second.
         needed: The names whose columns must be there; the others may be given and not be there.
         header: Whether the first row is one; None if it should be told from there being a needed column given by name,
@@ -274,8 +260,9 @@ def _has_names(names: Sequence[str], columns: Mapping[str, Column | None]) -> bo
 
 def _languages(names: Sequence[str]) -> list[int]:
     """Return the indices of the fields that are languages' names."""
-    languages = LANGUAGES if len(names) == 2 else LANGUAGES.difference(NUMBERS)
-    return [at for at, name in enumerate(names) if _LOCALE.sub(r"\1", name.lower()) in languages]
+    return [
+        at for at, name in enumerate(names) if _LANGUAGE.match(name) or (len(names) == 2 and _LANGUAGE_CODE.match(name))
+    ]
 
 
 def _named(
