@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("-o", "--folder", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.folder.exists():
+        parser.error(f"{arguments.folder} is there already: name a new folder")
     found = (headings if arguments.what == "headings" else replies)(arguments.source)
     arguments.folder.mkdir(parents=True)
     for part, pairs in found.items():

@@ -141,6 +141,8 @@ if __name__ == "__main__":
     parser.add_argument("--copies", type=int, default=30, help="of each training drawing, distorted")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.folder.exists():
+        parser.error(f"{arguments.folder} is there already: name a new folder")
     if arguments.what == "digits":
         digits(arguments.source, arguments.folder, arguments.speaker, arguments.strings, arguments.seed)
     else:

@@ -13,7 +13,7 @@ import time
 import pytest
 
 import recurra
-from recurra.cli import main
+from recurra.cli import COMMANDS, main
 
 LINES = [f"the {animal} sat on the {place}" for animal in ("cat", "dog", "cow") for place in ("mat", "log", "hill")]
 TEXT = "\n".join(LINES * 12) + "\n"
@@ -65,7 +65,7 @@ def test_version(capsys):
     assert run(capsys, "--version")[:2] == (0, f"recurra {recurra.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train lm", "evaluate", "generate", "next", "info", "data", "swatches"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     status, output, _ = run(capsys, *command.split(), "--help")
     assert status == 0

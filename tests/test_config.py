@@ -225,6 +225,8 @@ def test_words_and_flags_come_in_any_order():
         found = parser.parse_args(words)
         assert (found.directory, found.data, found.json) == ("m", ["a", "b"], True)
     assert parser.parse_args(["--json", "m"]).data == ["-"]
+    assert parser.parse_args(["m", "- Where is it?", "-5 degrees", "-5"]).data == ["- Where is it?", "-5 degrees", "-5"]
+    assert parser.parse_args(["m", "--json", "--", "-x", "--json"]).data == ["-x", "--json"]
 
 
 def test_what_follows_two_dashes_is_no_flag():

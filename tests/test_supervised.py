@@ -20,6 +20,7 @@ from recurra.checkpoint import read_tensors
 from recurra.cli import main
 from recurra.commands.reporter import Reporter
 from recurra.config import UserError
+from recurra.optimization import LEARNING_RATES
 from recurra.supervised import train_task
 from recurra.tasks import TASKS, several
 from recurra.text.readers import Question, Sentence
@@ -290,6 +291,17 @@ def test_what_python_users_write_is_an_example(trained):
     assert trained["reader"][2].predictor.predict([("Where is Mary?", "Mary went to the garden.")])[0]["answer"]
     with pytest.raises(UserError, match="pair of question and context"):
         trained["reader"][2].predictor.predict(["Where is Mary?"])
+    with pytest.raises(UserError, match="example 1: says not what is to be predicted"):
+        trained["reader"][2].predictor.evaluate([("Where is Mary?", "Mary went to the garden.")])
+
+
+@pytest.mark.parametrize("optimizer", LEARNING_RATES)
+def test_an_optimizer_has_a_rate_of_its_own(optimizer, tmp_path):
+    data = tagger_data(tmp_path)
+    settings = {"max_steps": 1, "schedule": "constant", "warmup": 0.0, "learning_rate": None, "optimizer": optimizer}
+    train_task("tagger", data, tmp_path / "m", **small("tagger") | settings)
+    rate = json.loads((tmp_path / "m" / "log.jsonl").read_text().splitlines()[0])["learning_rate"]
+    assert rate == (3e-3 if optimizer in ("adam", "adamw") else LEARNING_RATES[optimizer])
 
 
 def test_what_is_no_example_or_no_option_is_refused(trained):

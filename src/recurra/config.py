@@ -211,7 +211,7 @@ class ArgumentParser(argparse.ArgumentParser):
         for word in words:
             if word == "--":
                 others += words
-            elif word[:1] == "-" and len(word) > 1 and not word[1:].replace(".", "", 1).isdecimal():
+            elif self._is_flag(word):
                 flags.append(word)
                 action = self._option_string_actions.get(word)
                 if action is not None and action.nargs is None:
@@ -219,6 +219,13 @@ class ArgumentParser(argparse.ArgumentParser):
             else:
                 others.append(word)
         return [*flags, *(["--", *others] if others else [])]
+
+    def _is_flag(self, word: str) -> bool:
+        """As argparse has it: no `-`, no negative number, nor a text with a space in it that begins with a dash."""
+        if word[:1] != "-" or word == "-":
+            return False
+        known = word.partition("=")[0] in self._option_string_actions
+        return known or not (" " in word or word[1:].replace(".", "", 1).isdecimal())
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and leave with status 2."""

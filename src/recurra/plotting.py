@@ -74,7 +74,10 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
             label="validation",
         )
         last = valid[-1]
-        scored = f"{last.get('score_name', 'score')} {last['score']:.3g}" if "score" in last else None
+        scored = None
+        if "score" in last:
+            name = last["score_name"].removeprefix("-")
+            scored = f"{name} {last['score'] if name == last['score_name'] else -last['score']:.3g}"
         axes.annotate(
             scored or f"perplexity {math.exp(min(50.0, last['valid'])):.1f}",
             (valid[-1]["seconds"] / 60, valid[-1]["valid"]),
@@ -128,7 +131,10 @@ def attention(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: 
     """
     if not rows or not columns:
         raise UserError("there is no attention to draw: the text is empty")
-    names = [column if len(column) <= LONGEST_NAME else column[: LONGEST_NAME - 1] + "…" for column in columns]
+    rows, names = (
+        [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in side]
+        for side in (rows, columns)
+    )
     figure = figure_of(
         max(3.0, 1.6 + min(0.32 * len(columns), 60)),
         0.7 + min(0.26 * len(rows), 60) + 0.08 * max(map(len, names)),

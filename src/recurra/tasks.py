@@ -194,6 +194,11 @@ def several(text: str) -> list[str]:
     return [",".join(parts[:end]), *(several(",".join(parts[end:])) if parts[end:] else ())]
 
 
+def _plain(text: str) -> str:
+    """A text as models see it, with one space between words."""
+    return " ".join(text.split())
+
+
 def _column(name: str | None) -> str | int | None:
     """A column's number or name."""
     return int(name) if name is not None and name.removeprefix("-").isdecimal() else name
@@ -311,6 +316,7 @@ def _score_translations(examples: Sequence[Pair], predictions: Sequence[list[dic
     if len(references) < len(examples):
         multi = metrics.translation(list(hypotheses.values()), list(references.values()))
         found |= {"bleu_multi": multi.bleu, "chrf_multi": multi.chrf}
+        found |= {"bleu_multi_signature": multi.bleu_signature, "chrf_multi_signature": multi.chrf_signature}
     return {**found, "sources": len(references), "pairs": len(examples)}
 
 
@@ -420,7 +426,7 @@ TASKS = {
         settings=ClassifierSettings,
         model=Classifier,
         open=_open_labelled,
-        key=lambda example: example.text,
+        key=lambda example: _plain(example.text),
         example=_labelled,
         known=lambda example: example.label is not None,
         reads=lambda example: example.text,
@@ -436,7 +442,7 @@ TASKS = {
         settings=TranslatorSettings,
         model=Translator,
         open=_open_pairs,
-        key=lambda example: example.source,
+        key=lambda example: _plain(example.source),
         example=_pair,
         known=lambda example: example.target is not None,
         reads=lambda example: example.source,
@@ -456,7 +462,7 @@ TASKS = {
         open=_open_questions,
         key=lambda example: example.story or example.context,
         example=_question,
-        known=lambda example: True,  # no answer is one, too
+        known=lambda example: bool(example.answers or example.id),  # what is read has an id, and no answer is one, too
         reads=lambda example: (example.question, example.context),
         score=_score_answers,
         metric=("exact_match",),

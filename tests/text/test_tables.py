@@ -89,7 +89,7 @@ class TestColumns:
             ("English\tfrench\tGerman", {"source": "English", "target": None}, None),
             ("number\tFrench\tEnglish", SIDES, ("2", "3")),
             ("id\tfrench\tenglish\tnote", SIDES, ("2", "3")),
-            ("pt-BR\tid", SIDES, ("1", "2")),
+            ("pt-BR\tDE", SIDES, ("1", "2")),
             ("en\tfr", {"source": "fr", "target": None}, ("2", "1")),
             ("note\tsummary\tenglish", {"source": None, "target": "summary"}, ("3", "2")),
             ("client\tfile\tsentence", {"path": None, "transcript": None}, ("2", "3")),
@@ -105,7 +105,9 @@ class TestColumns:
             ):
                 fields(tmp_path / "t", content, columns=columns, needed=list(columns))
 
-    @pytest.mark.parametrize("row", ["English\tanglais", "en\ten", "Go.\tVa !", "text\tlabel", "en\tfrx"])
+    @pytest.mark.parametrize(
+        "row", ["English\tanglais", "en\ten", "he\til", "hi\tit", "Go.\tVa !", "text\tlabel", "en\tfrx"]
+    )
     def test_what_is_no_pair_of_languages_is_an_example(self, tmp_path, row):
         assert fields(tmp_path / "t", f"{row}\n", columns=SIDES, needed=["source", "target"]) == [
             tuple(row.split("\t"))

@@ -157,7 +157,9 @@ def _decoding(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
     if "language_model" in given:
         from recurra.language_model import load
 
-        given["language_model"] = load(given["language_model"])
+        given["language_model"] = load(given["language_model"], device=arguments.device)
+    elif "lm_weight" in given:
+        raise UserError("--lm-weight is that of a language model: name one with --lm")
     return given
 
 

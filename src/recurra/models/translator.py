@@ -208,7 +208,7 @@ class Translator(TaskModel):
             width,
             layers,
             context_size=found if self._first_asks else 0,
-            connections=settings.connections,
+            connections=_held(settings.connections),
             layer_norm=settings.layer_norm,
         )
         self.combine = nn.Linear(width + found, vector)

@@ -168,8 +168,8 @@ class Words:
         if share is None:
             return None
         return (
-            f"pretrained vectors: of {share:.1%} of the training text's words, and of {len(self.further):,} that it has"
-            " not"
+            f"pretrained vectors: of {share:.1%} of the training text's words, and of"
+            f" {sum(not count for count in self.further.values()):,} that it has not"
         )
 
     def knows(self, word: str) -> bool:

@@ -51,6 +51,7 @@ EMPTY_TRANSCRIPTS = "recordings skipped with an empty transcript"
 LABELLED_FORMATS = ("tsv", "csv", "jsonl", "lines", "classes")
 PAIR_FORMATS = ("tsv", "csv", "jsonl", "parallel")
 RECORDING_SUFFIXES = (".wav", ".npy")
+STROKES = ".txt"  # in a manifest; by itself that is a manifest
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Recording:
 
     Attributes:
         name: What messages and predictions call it: the path as it was given.
-        path: Where the file is; .wav or .npy.
+        path: Where the file is: .wav, .npy, or .txt of pen strokes.
         transcript: What it says; None where that is not known.
     """
 
@@ -252,7 +253,7 @@ def read_recordings(
             header.
 
     Raises:
-        UserError: while reading: a source or a recording is not there, a recording is neither .wav nor .npy; no such
+        UserError: while reading: a source or a recording is not there, a recording is named otherwise; no such
             column, a ragged row, not JSON, no transcript, no recording at all.
     """
     note = _noted(tally) if labelled else None
@@ -423,8 +424,8 @@ def _manifest(
     for row in rows(document, kind or "tsv", columns, needed=needed, header=header, note=note):
         name = row.text("path")
         file = folder / name
-        if file.suffix.lower() not in RECORDING_SUFFIXES:
-            raise UserError(f"{row.where}: expected a recording named .wav or .npy, got {name!r}")
+        if file.suffix.lower() not in (*RECORDING_SUFFIXES, STROKES):
+            raise UserError(f"{row.where}: expected a recording named .wav, .npy or .txt, got {name!r}")
         if not file.is_file():
             raise UserError(f"{row.where}: there is no {file}")
         yield Recording(name, file, row.text("transcript") if labelled else row.optional_text("transcript"))

@@ -33,16 +33,14 @@ USUAL = {
     "transcript": ("transcript", "text", "sentence", "transcription"),
 }
 PAIR = ("source", "target")  # which languages may stand for
-# A header of two languages: codes such as `en` and `pt-BR`, or names of some that are often translated.
+# A header of two languages: names of some that are often translated, and their codes but for those that are words.
 _LANGUAGE = re.compile(
-    r"(?:arabic|chinese|czech|danish|dutch|english|finnish|french|german|greek|hebrew|hindi|hungarian|"
+    r"(?:(?:ar|cs|da|de|el|en|es|fi|fr|hu|ja|ko|nl|pl|pt|ro|ru|sv|tr|uk|vi|zh)(?:[-_][a-z]{2,4})?|arabic|chinese|czech|danish|dutch|english|finnish|french|german|greek|hebrew|hindi|hungarian|"
     r"indonesian|italian|japanese|korean|latin|norwegian|persian|polish|portuguese|romanian|russian|"
     r"spanish|swedish|turkish|ukrainian|vietnamese)\Z",
     re.IGNORECASE,
 )
 SHOWN = 40  # characters of a field in a message
-
-_LANGUAGE_CODE = re.compile(r"[a-z]{2}(?:[-_](?:[a-z]{2}|[a-z]{4}))?\Z", re.IGNORECASE)
 
 FORMATS = {".tsv": "tsv", ".tab": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -260,9 +258,7 @@ def _has_names(names: Sequence[str], columns: Mapping[str, Column | None]) -> bo
 
 def _languages(names: Sequence[str]) -> list[int]:
     """Return the indices of the fields that are languages' names."""
-    return [
-        at for at, name in enumerate(names) if _LANGUAGE.match(name) or (len(names) == 2 and _LANGUAGE_CODE.match(name))
-    ]
+    return [at for at, name in enumerate(names) if _LANGUAGE.match(name)]
 
 
 def _named(
