@@ -10,8 +10,8 @@ recording is in two parts. With a speaker named, that speaker's recordings are t
 else's.
 
 Letters are drawings of Omniglot; a transcript is the letter's name. The first five of the twenty drawers make the test
-part, the sixth and seventh the validation part. Each drawing of the training part is there several times more, turned,
-slanted and stretched by chance.
+part, the sixth and seventh the validation part. Each drawing of the training part is there several times more, as
+another hand might have drawn it: turned, slanted, stretched and bent, with lines drawn in another direction or order.
 
 Writes ``train.tsv``, ``valid.tsv`` and ``test.tsv``, for ``recurra train transcriber``.
 """
@@ -35,7 +35,8 @@ LONGEST = 5  # digits of a string
 GAPS = 0.03, 0.25  # seconds
 LOUDNESS = 0.5, 2.0  # factor
 NOISE = 0.001  # of full scale
-TURN, SLANT, STRETCH = 0.25, 0.3, 1.35  # radians, shear, factor of the width: at most
+TURN, SLANT, STRETCH, BEND = 0.25, 0.3, 1.35, 0.06  # radians, shear, factor of the width, part of the size: at most
+REVERSED, REORDERED = 0.1, 0.15  # chances of a line, and of a drawing
 PARTS = {"test": range(5), "valid": range(5, 8), "train": range(8, 1000)}
 HELD_STRINGS = 600  # of a validation or test part
 
@@ -109,12 +110,18 @@ def letters(source: Path, folder: Path, alphabet: str, copies: int, seed: int) -
 
 
 def distorted(features: NDArray[np.float32], chance: np.random.Generator) -> NDArray[np.float32]:
-    """The same drawing by a slightly different hand."""
+    """The same drawing by another hand: turned, slanted, stretched and bent, lines begun elsewhere."""
     angle, slant = chance.uniform(-TURN, TURN), chance.uniform(-SLANT, SLANT)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.diag([chance.uniform(1 / STRETCH, STRETCH), 1.0])
     points = features[:, :2] @ (turn @ np.array([[1.0, slant], [0.0, 1.0]]) @ stretch).T
-    return strokes(np.split(points, np.flatnonzero(features[:, 4])[1:]))
+    waves, phases = chance.normal(0, 3, (2, 2)), chance.uniform(0, 2 * np.pi, 2)  # radians for the drawing's size
+    points = points + chance.uniform(0, BEND) * np.sin(points @ waves + phases)
+    lines = np.split(points, np.flatnonzero(features[:, 4])[1:])
+    lines = [line[::-1] if chance.random() < REVERSED else line for line in lines]
+    if chance.random() < REORDERED:
+        chance.shuffle(lines)
+    return strokes(lines)
 
 
 def table(path: Path, rows: list[str]) -> None:
@@ -134,6 +141,8 @@ if __name__ == "__main__":
     parser.add_argument("--copies", type=int, default=30, help="of each training drawing, distorted")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.folder.exists():
+        parser.error(f"{arguments.folder} is there already: name a new folder")
     if arguments.what == "digits":
         digits(arguments.source, arguments.folder, arguments.speaker, arguments.strings, arguments.seed)
     else:

@@ -298,6 +298,8 @@ def test_mistakes_of_the_other_commands(model, tmp_path, capsys):
     assert "unknown command 'explain verbs'; after explain comes one of packing, lstm" in refused(
         capsys, "explain", "verbs"
     )
+    assert "did you mean 'train tagger'" in refused(capsys, "train", "tager", "a.conll", "-o", "m", "--max-steps", 3)
+    assert "unknown command 'generat'" in refused(capsys, "generat", model, "--greedy")
     assert "expected above 0" in refused(capsys, "generate", model, "--temperature", 0)
     assert "greedy and beam" in refused(capsys, "generate", model, "--greedy", "--beam", 2)
     assert "at least 1" in refused(capsys, "next", model, "the", "-k", 0)

@@ -81,6 +81,16 @@ def test_a_classifier_says_what_it_would_say_if_the_line_ended_there(models, ste
     assert found[3] == [""]
 
 
+@pytest.mark.parametrize("step", [1, 100])
+def test_words_end_where_they_end_in_files(models, step, tmp_path):
+    text = "the\u00a0dog bites\u2028a \x1fhen\r\nthe\x0cdog\n"
+    (tmp_path / "lines.txt").write_bytes(text.encode())
+    predictor = models["tagger"]
+    whole = [list(example.words) for example in predictor.read([str(tmp_path / "lines.txt")])]
+    lines = list(follow(predictor.model, Slow(text.encode(), step)))
+    assert [line.split("\t")[0] for line in lines] == [word for words in whole for word in [*words, ""]]
+
+
 @pytest.mark.parametrize("units", ["words", "characters", "byte-pairs"])
 @torch.no_grad()
 def test_a_classifier_reads_the_spaces_between_words_whatever_its_units(units):

@@ -20,6 +20,7 @@ from recurra.checkpoint import read_tensors
 from recurra.cli import main
 from recurra.commands.reporter import Reporter
 from recurra.config import UserError
+from recurra.optimization import LEARNING_RATES
 from recurra.supervised import train_task
 from recurra.tasks import TASKS, several
 from recurra.text.readers import Question, Sentence
@@ -192,11 +193,71 @@ def test_commands(trained, kind, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     examples = list(outcome.predictor.task.read([str(data)], outcome.predictor.data_settings))
     assert len(lines) == len(examples)
-    assert _rounded(json.loads(lines[3])) == _rounded(outcome.predictor.predict(examples[3:4])[0])
+    found = json.loads(lines[3])
+    if kind == "reader":
+        assert found.pop("id") == examples[3].id
+    if kind == "transcriber":
+        assert found.pop("path") == examples[3].name
+    assert _rounded(found) == _rounded(outcome.predictor.predict(examples[3:4])[0])
     if kind != "transcriber":
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data.read_bytes())))
         assert main(["predict", str(directory)]) == 0
         assert capsys.readouterr().out.strip()
+
+
+def test_attention_as_numbers_and_as_a_picture(trained, tmp_path, capsys):
+    _, directory, outcome = trained["translator"]
+    command = ["attention", str(directory), "the dog sees a cat"]
+    assert main([*command, "un chien", "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    assert "".join(look["rows"]).endswith("<eos>")
+    assert np.shape(look["weights"]) == (len(look["rows"]), len(look["columns"]))
+    np.testing.assert_allclose(np.sum(look["weights"], 1), 1, atol=1e-5)
+    own = outcome.predictor.look("the dog sees a cat")
+    [[best]] = outcome.predictor.predict(["the dog sees a cat"], attention=True)
+    assert own.rows == best["tokens"]
+    assert own.rows != look["rows"]
+    for name in ("look.png", "look.svg"):
+        assert main([*command, "-o", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 1000
+    assert main([*command, "-o", str(tmp_path / "no" / "look.png")]) == 2
+    assert f"{tmp_path / 'no'}: no such folder" in capsys.readouterr().err
+    assert main([*command, "-o", str(tmp_path / "look.txt")]) == 2
+    assert "unknown picture format" in capsys.readouterr().err
+
+
+def test_attention_of_a_reader_is_over_the_context(trained, capsys):
+    directory = trained["reader"][1]
+    context = "Mary went to the garden.\nJohn went to the kitchen."
+    assert main(["attention", str(directory), "Where is Mary?", context, "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)
+    assert look["columns"] == [
+        "Mary",
+        "went",
+        "to",
+        "the",
+        "garden",
+        ".",
+        "John",
+        "went",
+        "to",
+        "the",
+        "kitchen",
+        ".",
+        "<eos>",
+    ]
+    assert look["rows"][0] == "hop 1"
+    assert np.shape(look["weights"]) == (len(look["rows"]), 13)
+    np.testing.assert_allclose(np.sum(look["weights"], 1), 1, atol=1e-5)
+    assert main(["attention", str(directory), "Where is Mary?"]) == 2
+    assert "pair of question and context" in capsys.readouterr().err
+
+
+def test_attention_that_there_is_none_of_is_one_line(trained, capsys):
+    assert main(["attention", str(trained["tagger"][1]), "the dog"]) == 2
+    assert "no attention" in capsys.readouterr().err
+    assert main(["attention", str(trained["translator"][1]), ""]) == 2
+    assert "empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -230,6 +291,17 @@ def test_what_python_users_write_is_an_example(trained):
     assert trained["reader"][2].predictor.predict([("Where is Mary?", "Mary went to the garden.")])[0]["answer"]
     with pytest.raises(UserError, match="pair of question and context"):
         trained["reader"][2].predictor.predict(["Where is Mary?"])
+    with pytest.raises(UserError, match="example 1: says not what is to be predicted"):
+        trained["reader"][2].predictor.evaluate([("Where is Mary?", "Mary went to the garden.")])
+
+
+@pytest.mark.parametrize("optimizer", LEARNING_RATES)
+def test_an_optimizer_has_a_rate_of_its_own(optimizer, tmp_path):
+    data = tagger_data(tmp_path)
+    settings = {"max_steps": 1, "schedule": "constant", "warmup": 0.0, "learning_rate": None, "optimizer": optimizer}
+    train_task("tagger", data, tmp_path / "m", **small("tagger") | settings)
+    rate = json.loads((tmp_path / "m" / "log.jsonl").read_text().splitlines()[0])["learning_rate"]
+    assert rate == (3e-3 if optimizer in ("adam", "adamw") else LEARNING_RATES[optimizer])
 
 
 def test_what_is_no_example_or_no_option_is_refused(trained):

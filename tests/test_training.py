@@ -364,7 +364,7 @@ def test_early_stopping_is_an_end_where_there_is_validation_data():
     assert [(p.score_name, p.score, p.learning_rate) for p in seen] == [
         ("-wer", score, 0.1) for score in (1.0, 2.0, 2.0)
     ]
-    assert "score_name" not in seen[0].to_mapping()
+    assert seen[0].to_mapping()["score_name"] == "-wer"
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------------------------

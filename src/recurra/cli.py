@@ -6,6 +6,7 @@ Nothing here imports torch until a command that needs it runs, so that ``recurra
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from recurra import __version__
 from recurra.commands import (
+    attention,
     data,
     evaluate,
     explain,
@@ -37,6 +39,7 @@ COMMANDS = {
     **generate.COMMANDS,
     **systems.COMMANDS,
     **data.COMMANDS,
+    **attention.COMMANDS,
     **explain.COMMANDS,
     **trace.COMMANDS,
     **gradients.COMMANDS,
@@ -88,8 +91,10 @@ def _no_command(words: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"recurra {__version__}")
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
-    given = parser.parse_args(words).command
-    if not given or given == [first]:
+    given = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if not given or given == [first] or {"-h", "--help"} & set(words):
+        if not given:
+            parser.parse_args(words)  # --help, --version, and flags that are none
         parser.print_help()
         return 0
     import difflib

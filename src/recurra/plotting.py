@@ -12,7 +12,9 @@ from typing import Any
 from recurra.config import UserError
 from recurra.files import written_whole
 
-__all__ = ["bars", "figure_of", "label_axes", "learning_curve", "save", "swatches"]
+__all__ = ["attention", "bars", "figure_of", "label_axes", "learning_curve", "save", "swatches"]
+
+LONGEST_NAME = 60  # characters of a label
 
 
 def figure_of(width: float, height: float) -> Any:
@@ -38,6 +40,8 @@ def label_axes(axes: Any, *, x: str, y: str = "", title: str = "") -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write the picture in the format that the path's suffix names, whole or not at all."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder")
     content = io.BytesIO()
     form = path.suffix[1:] or "png"
     if form not in figure.canvas.get_supported_filetypes():
@@ -78,7 +82,10 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
             label="validation",
         )
         last = valid[-1]
-        scored = f"{last.get('score_name', 'score')} {last['score']:.3g}" if "score" in last else None
+        scored = None
+        if "score" in last:
+            name = last["score_name"].removeprefix("-")
+            scored = f"{name} {last['score'] if name == last['score_name'] else -last['score']:.3g}"
         axes.annotate(
             scored or f"perplexity {math.exp(min(50.0, last['valid'])):.1f}",
             (valid[-1]["seconds"] / 60, valid[-1]["valid"]),
@@ -111,6 +118,40 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     axes.invert_yaxis()
     axes.margins(x=0.1)
     label_axes(axes, x=label)
+    save(figure, path)
+
+
+def attention(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    """Draw where attention looked: the darker, the more.
+
+    Args:
+        weights: a row for each that looked, shares from 0 to 1.
+        rows: what looked.
+        columns: what there was to see.
+        path: the picture; its suffix names the format.
+
+    Raises:
+        UserError: matplotlib is missing, or there is nothing to draw.
+    """
+    if not rows or not columns:
+        raise UserError("there is no attention to draw: the text is empty")
+    rows, names = (
+        [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in side]
+        for side in (rows, columns)
+    )
+    figure = figure_of(
+        max(3.0, 1.6 + min(0.32 * len(columns), 60)),
+        0.7 + min(0.26 * len(rows), 60) + 0.08 * max(map(len, names)),
+    )
+    axes = figure.add_subplot()
+    image = axes.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    texts = {"fontsize": 8, "parse_math": False}
+    axes.set_xticks(range(len(columns)), names, rotation=90, **texts)
+    axes.set_yticks(range(len(rows)), rows, **texts)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="share of attention", fraction=0.05, pad=0.02)
     save(figure, path)
 
 

@@ -14,7 +14,7 @@ from recurra import distributed
 from recurra.checkpoint import SETTINGS, WEIGHTS, CheckpointError, read_settings, read_tensors, write_tensors
 from recurra.config import UserError, from_mapping
 from recurra.models.protocol import evaluating
-from recurra.models.task import TaskModel
+from recurra.models.task import Look, TaskModel
 from recurra.tasks import TASKS, Say, Task
 from recurra.text.examples import Encoded, ExampleBatches
 
@@ -121,6 +121,15 @@ class Predictor:
             raise UserError(f"expected examples, got a single text: put it in a list, [{str(examples)[:20]!r}]")
         self._check_options(options)
         return self._streamed(examples, options)
+
+    def look(self, example: Any) -> Look:
+        """Where attention looks for one example: for the target that a translator is given, or else for its own.
+
+        Raises:
+            UserError: no such example, or the model has no attention.
+        """
+        with evaluating(self.model):
+            return self.model.look(self.task.example(example))
 
     def evaluate(self, examples: Iterable[Any] | str | Path, **options: Any) -> dict[str, Any]:
         """The scores of the task's field: how near predictions come to what the examples say.

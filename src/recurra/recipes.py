@@ -150,7 +150,9 @@ def _kind_and_base(
     elif resumed is not None and (resumed / SETTINGS).exists():
         found, source = read_settings(resumed)["kind"], f"the kind of the model in {resumed}"
         if found not in KINDS:
-            raise UserError(f"{resumed}: holds a model of kind {found!r}, which cannot be resumed")
+            raise UserError(
+                f"{resumed}: holds a model of another kind: use `recurra train {found} -o {resumed} --resume`"
+            )
     if kind is not None and found != kind:
         raise UserError(f"{found!r} is {source}, not {kind!r}: use `recurra train {found}`")
     return found or "lm", base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from recurra.text.readers import Sentence
 __all__ = ["FrameStream", "follow"]
 
 CHUNK = 1 << 16  # bytes that are taken at a time, at most; fewer where no more are there yet
+SPACES = re.compile("[ \t]+")  # between words, as in files
 FULL_SCALE = 1 << 15  # of 16-bit samples
 WAV = b"RIFF"  # what a .wav file begins with
 
@@ -60,12 +62,11 @@ def _words(file: BinaryIO, encoding: str, errors: str) -> Iterator[str | None]:
             rest += decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             raise UserError(f"standard input: not {encoding} ({error.reason}); name its --encoding") from error
-        lines = rest.splitlines(keepends=True)
+        *whole, last = rest.split("\n")
         rest = ""
-        for line in lines:
-            complete = line.endswith("\n")
-            words = line.split()
-            if not complete and block and words and not line[-1].isspace():
+        for line, complete in [*((line, True) for line in whole), (last, False)]:
+            words = [word for word in SPACES.split(line) if word]
+            if not complete and block and words and line[-1] not in " \t":
                 rest = words.pop()
             yield from words
             ended = (ended and not words) or complete
@@ -117,8 +118,8 @@ def _classified(model: Classifier, words: Iterator[str | None]) -> Iterator[str]
 
 @torch.no_grad()
 def _transcribed(model: Transcriber, file: BinaryIO) -> Iterator[str]:
+    frames, rest, begun = FrameStream(model.codec.features), b"", False  # says all that is in the way
     state = model.start(1)
-    frames, rest, begun = FrameStream(model.codec.features), b"", False
     while block := _available(file):
         rest += block
         if not begun and rest.startswith(WAV):
@@ -157,8 +158,8 @@ class FrameStream:
     def __init__(self, settings: FeatureSettings) -> None:
         if settings.normalize or settings.stack != 1 or settings.skip != 1:
             raise UserError(
-                "features that are normalised over the whole recording, or joined, cannot be made as it arrives: train"
-                " with --no-normalize, --stack 1 and --skip 1"
+                "this model cannot answer as input arrives: its features are normalised over the whole recording, or"
+                " joined; train with --no-bidirectional, --no-normalize, --stack 1 and --skip 1"
             )
         if settings.rate is None:
             raise UserError("the model was trained on features, not on sound: there is no stream of samples for it")

@@ -124,6 +124,8 @@ def train_task(
     }
     del trainer
     predictor = Predictor.load(directory, device=str(device))
+    if predictor.settings["summary"]:
+        about["summary"] = predictor.settings["summary"]
     if stopped or not distributed.is_writer():  # the others need not wait: they have left the group
         return TaskOutcome(predictor, {}, stopped)
     return TaskOutcome(predictor, _scores(predictor, splits, directory, about, say))
@@ -172,8 +174,8 @@ def _prepare(
     codec = task.model.codec_type.build(train, chosen["model"])
     model = task.model.settle(chosen["model"], train, codec)
     encoded = {split: _encoded(codec, splits[split]) for split in ("train", "valid")}
-    for example in splits["test"]:
-        codec.encode(example)  # only to see that it can be
+    summary = codec.summary()
+    encoded["test"] = _encoded(codec, splits["test"])
     left = {split: sum(example.targets > 0 for example in examples) for split, examples in encoded.items()}
     if not left["train"]:
         raise UserError(f"{', '.join(sources)}: there is nothing to be predicted in any example to train on")
@@ -182,10 +184,11 @@ def _prepare(
         count = task.model(model, codec).parameters_count
     found = ", ".join(f"{len(examples):,} for {split}" for split, examples in splits.items())
     say(f"examples: {found}; {task.title} of {count:,} parameters")
-    for split, number in left.items():
+    for split in ("train", "valid"):
+        number = left[split]
         if passed := len(splits[split]) - number:
             say(f"{passed:,} of {split} passed over in training, in which there is nothing to be predicted")
-    if summary := codec.summary():
+    if summary:
         say(summary)
     content = {
         "data": {"sources": list(map(os.path.abspath, sources)), **to_mapping(_absolute(chosen["data"]))},
@@ -194,6 +197,7 @@ def _prepare(
         "model": to_mapping(model),
         "codec": codec.to_mapping(),
         "examples": left,
+        "summary": summary,
         "data_digest": _digest(encoded),
     }
     clear_directory(directory)
@@ -205,7 +209,9 @@ def _settled(
     kind: str, training: ExampleTrainingSettings, *, validated: bool
 ) -> tuple[ExampleTrainingSettings, list[str]]:
     """Training settings with an end, and the names of those that make an end that nobody asked for."""
-    usual = TASKS[kind].training
+    usual = dict(TASKS[kind].training)
+    if training.optimizer not in ("adam", "adamw"):
+        del usual["learning_rate"]  # which is theirs: each of the others has its own
     chosen = {name: value for name, value in usual.items() if getattr(training, name) is None}
     defaulted = []
     if not (training.bounded or training.early_stopping):
@@ -266,7 +272,7 @@ def _assembled(
     torch.manual_seed(settings.seed)
     fresh = not (directory / "training" / STATE).exists()
     model = build(kind, content, str(directory / SETTINGS), fresh=fresh).to(device)
-    encoded = {split: _encoded(model.codec, splits[split]) for split in ("train", "valid")}
+    encoded = {split: _encoded(model.codec, examples) for split, examples in splits.items()}
     if _digest(encoded) != content["data_digest"]:
         raise UserError(f"{directory}: the data is not what it was when training began; train anew with --overwrite")
     train = [example for example in encoded["train"] if example.targets]

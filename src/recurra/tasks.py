@@ -106,6 +106,7 @@ class Task(NamedTuple):
 
     Attributes:
         title: what it is, in a few words.
+        unit: what it predicts, many of it: words, texts.
         data: the dataclass of how its examples are read.
         settings: that of the model.
         model: its class.
@@ -125,6 +126,7 @@ class Task(NamedTuple):
     """
 
     title: str
+    unit: str
     data: type[Any]
     settings: type[Any]
     model: type[TaskModel]
@@ -190,6 +192,11 @@ def several(text: str) -> list[str]:
     parts = text.split(",")
     end = next((end for end in range(len(parts), 0, -1) if Path(",".join(parts[:end])).exists()), 1)
     return [",".join(parts[:end]), *(several(",".join(parts[end:])) if parts[end:] else ())]
+
+
+def _plain(text: str) -> str:
+    """A text as models see it, with one space between words."""
+    return " ".join(text.split())
 
 
 def _column(name: str | None) -> str | int | None:
@@ -309,6 +316,7 @@ def _score_translations(examples: Sequence[Pair], predictions: Sequence[list[dic
     if len(references) < len(examples):
         multi = metrics.translation(list(hypotheses.values()), list(references.values()))
         found |= {"bleu_multi": multi.bleu, "chrf_multi": multi.chrf}
+        found |= {"bleu_multi_signature": multi.bleu_signature, "chrf_multi_signature": multi.chrf_signature}
     return {**found, "sources": len(references), "pairs": len(examples)}
 
 
@@ -334,6 +342,8 @@ def _question(given: Any) -> Question:
         return given
     if _are_texts(given):
         return Question("", *given)
+    if isinstance(given, str):
+        raise UserError("expected a pair of question and context, got a text alone: say what the question is about")
     raise _unfit("a question, or a pair of question and context", given)
 
 
@@ -381,14 +391,20 @@ def _write_transcripts(predicted: Tagged, file: TextIO, n_best: int) -> None:
 
 
 def write_json(predicted: Tagged, file: TextIO, _: int = 1) -> None:
-    """A line of JSON for each prediction, whatever the task."""
-    for _, prediction in predicted:
-        print(json.dumps(prediction, ensure_ascii=False), file=file, flush=True)
+    """A line of JSON for each prediction, whatever the task, with what its question or recording is called."""
+    for example, prediction in predicted:
+        name: dict[str, str] = {}
+        if isinstance(example, Question):
+            name = {"id": example.id}
+        elif isinstance(example, Recording):
+            name = {"path": example.name}
+        print(json.dumps({**name, **prediction} if name else prediction, ensure_ascii=False), file=file, flush=True)
 
 
 TASKS = {
     "tagger": Task(
         title="tagger",
+        unit="words",
         data=TaggerData,
         settings=TaggerSettings,
         model=Tagger,
@@ -405,11 +421,12 @@ TASKS = {
     ),
     "classifier": Task(
         title="classifier",
+        unit="texts",
         data=ClassifierData,
         settings=ClassifierSettings,
         model=Classifier,
         open=_open_labelled,
-        key=lambda example: example.text,
+        key=lambda example: _plain(example.text),
         example=_labelled,
         known=lambda example: example.label is not None,
         reads=lambda example: example.text,
@@ -420,11 +437,12 @@ TASKS = {
     ),
     "translator": Task(
         title="translator",
+        unit="tokens",
         data=TranslatorData,
         settings=TranslatorSettings,
         model=Translator,
         open=_open_pairs,
-        key=lambda example: example.source,
+        key=lambda example: _plain(example.source),
         example=_pair,
         known=lambda example: example.target is not None,
         reads=lambda example: example.source,
@@ -437,13 +455,14 @@ TASKS = {
     ),
     "reader": Task(
         title="reader",
+        unit="questions",
         data=ReaderData,
         settings=ReaderSettings,
         model=Reader,
         open=_open_questions,
         key=lambda example: example.story or example.context,
         example=_question,
-        known=lambda example: True,  # no answer is one, too
+        known=lambda example: bool(example.answers or example.id),  # what is read has an id, and no answer is one, too
         reads=lambda example: (example.question, example.context),
         score=_score_answers,
         metric=("exact_match",),
@@ -452,6 +471,7 @@ TASKS = {
     ),
     "transcriber": Task(
         title="transcriber",
+        unit="symbols",
         data=TranscriberData,
         settings=TranscriberSettings,
         model=Transcriber,

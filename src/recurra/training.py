@@ -172,9 +172,12 @@ class Progress:
     score: float | None = None
     score_name: str = "score"
 
-    def to_mapping(self) -> dict[str, float]:
+    def to_mapping(self) -> dict[str, float | str]:
         """As a line of the log."""
-        return {name: value for name, value in vars(self).items() if value is not None and name != "score_name"}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        if self.score is None:
+            del known["score_name"]
+        return known
 
 
 Watcher = Callable[[Progress], None]
@@ -560,6 +563,8 @@ class Trainer:
             self.run_state.log_bytes = log.tell()
         if self.events is not None:
             for name, value in progress.to_mapping().items():
+                if isinstance(value, str):
+                    continue
                 self.events.add_scalar(name, value, progress.step)
         if self.watch is not None and distributed.is_writer():
             self.watch(progress)

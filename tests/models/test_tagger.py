@@ -343,6 +343,11 @@ class TestPretrained:
         with torch.no_grad():
             return model.words(batch_of(model, [Sentence(words)]))[:, 0, :3].clone()
 
+    def test_a_file_without_any_of_the_words_is_the_wrong_one(self, tmp_path):
+        (tmp_path / "other.txt").write_text("hund 1 2 3\nkatze 4 5 6\n")
+        with pytest.raises(UserError, match=r"other.txt: has no vector for any word of the training text"):
+            made(vectors=str(tmp_path / "other.txt"), word_size=None)
+
     @pytest.mark.parametrize("tune", [False, True])
     def test_frozen_or_trained(self, file, tune):
         plain = {"word_size": None, "word_dropout": 0.0, "rare_word_dropout": 0.0}

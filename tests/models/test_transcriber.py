@@ -509,7 +509,7 @@ class TestOddInput:
         long = said("ab", transcript="abab" * 3)
         frames = len(np.load(long.path))
         with pytest.raises(
-            UserError, match=rf"{long.name}: its transcript needs 12 frames, and it has {frames}, \d+ once 4"
+            UserError, match=rf"^{long.path}: its transcript needs 12 frames, and it has {frames}, \d+ once 4"
         ):
             codec.encode(long)
 
@@ -543,16 +543,16 @@ class TestOddInput:
         np.save(tmp_path / "wide.npy", np.ones((9, 7)))
         wide = Recording("wide.npy", tmp_path / "wide.npy", "a")
         first = said("a")
-        with pytest.raises(UserError, match=rf"wide\.npy: expected 4 features a frame, as {first.name} has, got 7"):
+        with pytest.raises(UserError, match=rf"^{wide.path}: expected 4 features a frame, as {first.path} has, got 7"):
             TranscriberCodec.build([first, wide], SMALL)
-        with pytest.raises(UserError, match=r"wide\.npy: expected 4 features a frame, as in training, got 7"):
+        with pytest.raises(UserError, match=rf"^{wide.path}: expected 4 features a frame, as in training, got 7"):
             TranscriberCodec.build([first], SMALL).encode(wide)
 
     def test_nothing_to_learn_from(self, said):
         with pytest.raises(UserError, match="expected recordings with transcripts to learn from, got none"):
             TranscriberCodec.build([], SMALL)
         one = said("ab")
-        with pytest.raises(UserError, match=rf"{one.name}: expected a transcript to learn from, got none"):
+        with pytest.raises(UserError, match=rf"^{one.path}: expected a transcript to learn from, got none"):
             TranscriberCodec.build([dataclasses.replace(one, transcript=None)], SMALL)
         with pytest.raises(UserError, match="got only empty ones"):
             TranscriberCodec.build([dataclasses.replace(one, transcript=" ")], SMALL)

@@ -371,7 +371,7 @@ def test_a_target_may_be_as_long_as_those_of_training():
     assert 21 <= summaries.limit(401) <= 40
     translations = TranslationCodec.build([Pair("ba " * n, "do do " * n) for n in range(1, 20)], settings)
     assert 401 <= translations.limit(201) <= 450  # of a source that is longer than any of training
-    assert translations.limit(5000) == settings.longest_target
+    assert translations.limit(5000) == settings.longest_target + 1  # with its end
     assert TranslationCodec.from_mapping(translations.to_mapping()).limit(201) == translations.limit(201)
 
 

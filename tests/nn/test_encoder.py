@@ -117,7 +117,7 @@ def test_what_cannot_stream_says_why(settings, reason):
     encoder = built(**settings)
     assert not encoder.streams
     for call in (encoder.check_streams, lambda: encoder.start(1), lambda: encoder.step(torch.zeros(1, INPUT), None)):
-        with pytest.raises(UserError, match=f"this model cannot read a word at a time: {reason}.*; train with"):
+        with pytest.raises(UserError, match=f"this model cannot answer as input arrives: {reason}.*; train with"):
             call()
     built().check_streams()
 

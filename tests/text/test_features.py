@@ -330,6 +330,16 @@ class TestDrawings:
         lines = [np.array([[0, 0], [4, 0]]), np.array([[4, -4], [0, -4]])]
         np.testing.assert_array_equal(found[0].features, strokes(lines))
 
+    def test_a_file_by_itself(self, tmp_path):
+        (tmp_path / "a.txt").write_text("START\n0,0,0\n4,0,9\nBREAK\n4,-4,20\n0,-4,30\nBREAK\n")
+        lines = [np.array([[0, 0], [4, 0]]), np.array([[4, -4], [0, -4]])]
+        np.testing.assert_array_equal(read_features(tmp_path / "a.txt", FeatureSettings()), strokes(lines))
+        (tmp_path / "b.txt").write_text("one two\n")
+        with pytest.raises(UserError, match=r"b\.txt, line 1: expected `x,y,time`, START or BREAK, got 'one two'"):
+            read_features(tmp_path / "b.txt", FeatureSettings())
+        with pytest.raises(UserError, match=r"c\.txt: cannot be read"):
+            read_features(tmp_path / "c.txt", FeatureSettings())
+
     def test_mistakes(self, tmp_path):
         path = tmp_path / "t.zip"
         with pytest.raises(UserError, match=r"t\.zip: cannot be read"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recurra.config import UserError
-from recurra.text.questions import MOVED, Answer, Question, read_questions
+from recurra.text.questions import EMPTY_QUESTIONS, MOVED, Answer, Question, read_questions
 
 needs_data = pytest.mark.skipif("RECURRA_DATA" not in os.environ, reason="RECURRA_DATA is not set")
 
@@ -73,9 +73,10 @@ class TestSquad:
             (squad(is_impossible="no"), "expected 'is_impossible' to be true or false"),
             ('{"data": [{"paragraphs": 1}]}', r"t, data\[0\]: expected 'paragraphs' to be a list, got '1'"),
             ('{"data": ["x"]}', r"data\[0\]: expected a JSON object, got 'x'"),
-            ('{"date": []}', r"t: no key 'data'; there are 'date'"),
+            ('{"date": []}', r"t: expected SQuAD's JSON, an object with 'data': no key 'data'; there are 'date'"),
+            ("\n[1,2]", r"t: expected SQuAD's JSON, an object with 'data': got \[1, 2\]"),
             ('{"data": []}', r"t: there is no question in it"),
-            ('{"data": [}\n', r"t, column 11: not valid JSON"),
+            ('{"data": [}\n', r"t, column 11: not valid JSON.*; expected SQuAD's JSON"),
             (
                 squad(at(0)).replace("Who?", "\\ud83d?"),
                 r"t, line 11, column 21: not valid JSON: \\ud83d is half a char",
@@ -86,11 +87,32 @@ class TestSquad:
         with pytest.raises(UserError, match=message):
             questions(tmp_path / "t", content)
 
+    @pytest.mark.parametrize("content", ["[1,2]", '"x"', "Mary went home.", STORY])
+    def test_a_json_file_is_no_story(self, tmp_path, content):
+        with pytest.raises(UserError, match=r"t\.json.*expected SQuAD's JSON"):
+            questions(tmp_path / "t.json", content)
+
     def test_ids_differ(self, tmp_path):
         for name in "ab":
             (tmp_path / name).write_text(squad(at(0)))
-        with pytest.raises(UserError, match="two questions have the id 'q1'"):
+        with pytest.raises(UserError, match=r"/b: two questions have the id 'q1', one of them in \S*/a; answers"):
             list(read_questions([tmp_path / "a", tmp_path / "b"]))
+        line = json.dumps({"id": "q1", "question": "Who?", "context": CONTEXT, "answers": []})
+        with pytest.raises(UserError, match=r"t\.jsonl: two questions have the id 'q1'; answers"):
+            questions(tmp_path / "t.jsonl", f"{line}\n{line}\n")
+
+    @pytest.mark.parametrize("asked", ["", " \n"])
+    def test_empty_ones_are_skipped_and_counted(self, tmp_path, asked):
+        tally: Counter[str] = Counter()
+        lines = [{"question": one, "context": CONTEXT, "answers": []} for one in (asked, "Who?")]
+        content = "\n".join(map(json.dumps, lines))
+        assert [one.question for one in questions(tmp_path / "t.jsonl", content, tally=tally)] == ["Who?"]
+        assert tally == {EMPTY_QUESTIONS: 1}
+        found = questions(tmp_path / "t.jsonl", content, labelled=False, tally=tally)
+        assert [one.question for one in found] == [asked, "Who?"]  # an answer for each
+        assert tally == {EMPTY_QUESTIONS: 1}
+        with pytest.raises(UserError, match="there is no question in it"):
+            questions(tmp_path / "t", squad(at(0), question=asked))
 
 
 class TestJsonLines:

@@ -76,7 +76,27 @@ class TestLabelled:
         tally: Counter[str] = Counter()
         found = list(read_labelled(file(tmp_path / "t.tsv", "a\tx\n \ty\n\nb\tz\n"), tally=tally))
         assert found == [Labelled("a", "x"), Labelled("b", "z")]
-        assert tally == {readers.EMPTY_TEXTS: 1}
+        assert tally == {readers.EMPTY_TEXTS: 1, f"{readers.FIRST_ROWS}: 'a', 'x'": 1}
+
+    def test_first_rows_that_may_be_headers_are_counted(self, tmp_path):
+        paths = [file(tmp_path / f"{name}.csv", f"{name},rating\ngood,x\n") for name in ("headline", "body1")]
+        paths.append(file(tmp_path / "c.csv", "text,label\nbad,y\n"))
+        tally: Counter[str] = Counter()
+        assert len(list(read_labelled(paths, tally=tally))) == 5
+        assert tally == {f"{readers.FIRST_ROWS}: 'headline', 'rating'": 2}
+        tally.clear()
+        list(read_labelled(paths, tally=tally, labelled=False))
+        list(read_labelled(paths, tally=tally, header=True, text=1, label=2))
+        assert not tally
+
+    def test_three_columns_are_not_taken_by_their_place(self, tmp_path):
+        path = file(tmp_path / "t.csv", "review_id,review_body,rating\n1,good,x\n")
+        with pytest.raises(
+            UserError, match="which column is the text and which the label, got 'review_id', 'review_body'"
+        ):
+            list(read_labelled(path))
+        path = file(tmp_path / "t.csv", "review_id,Review,mood\n1,good,x\n")
+        assert list(read_labelled(path)) == [Labelled("good", "x")]
 
     def test_for_prediction_every_line_is_an_example(self, tmp_path, monkeypatch):
         path = file(tmp_path / "t.txt", "a b\n\nc\n")
@@ -101,7 +121,9 @@ class TestLabelled:
         path = file(tmp_path / "t", "stars\treview\n1\ta b\n")
         assert list(read_labelled(path, labelled=False, text="review")) == [Labelled("a b")]
         assert list(read_labelled(path, labelled=False, text="review", label="class")) == [Labelled("a b")]
-        with pytest.raises(UserError, match="line 1: no column for the text; there are 'stars', 'review'"):
+        with pytest.raises(
+            UserError, match="line 1: no column 'body' for the text; there are 'stars', 'review'; give --text"
+        ):
             list(read_labelled(path, labelled=False, text="body"))
 
     @pytest.mark.parametrize(
@@ -112,7 +134,7 @@ class TestLabelled:
                 "t.tsv",
                 "id\tbody\n",
                 {"labelled": False, "text": "txt"},
-                r"no column for the text; there are 'id', 'body'",
+                r"no column 'txt' for the text; there are 'id', 'body'; give --text-column NAME or NUMBER",
             ),
             ("t.tsv", "a\tx\nb\t\n", {}, r"t\.tsv, line 2: the label is missing"),
             ("t.txt", "a\nb\n", {}, r"lines without classes; expected a table, or a file for each class"),
@@ -190,15 +212,38 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("content", "options", "message"),
         [
-            ("a\nb\n", {}, r"line 1: no column for the target; there is 1, without names"),
+            ("a\nb\n", {"format": "tsv"}, r"line 1: no column for the target; there is 1, without names"),
             ("a\tb\nc\n", {}, r"line 2: expected 2 columns as in the first row, got 1"),
-            ("a\tb\n", {"format": "parallel"}, r"expected two parallel texts, got 1"),
+            (
+                "a\tb\n",
+                {"format": "parallel"},
+                r"expected two parallel files, source and target, .* got \S+/t; name both",
+            ),
             ("a\t\n", {}, r"there is no pair in it"),
         ],
     )
     def test_mistakes(self, tmp_path, content, options, message):
         with pytest.raises(UserError, match=message):
             list(read_pairs(file(tmp_path / "t", content), **options))
+
+    @pytest.mark.parametrize("names", [["p.en"], ["p.en", "p.fr", "p.de"], ["p.en", "t.tsv"]])
+    def test_parallel_files_are_two(self, tmp_path, names):
+        paths = [str(file(tmp_path / name, "a\tx\n" if name == "t.tsv" else "a\nb\n")) for name in names]
+        message = (
+            f"expected two parallel files, source and target, or a table with two columns, got {', '.join(paths)}; name"
+            " both files, as in `train.en train.fr` or `--valid dev.en,dev.fr`"
+        )
+        with pytest.raises(UserError) as error:
+            list(read_pairs(paths))
+        assert str(error.value) == message
+
+    def test_a_text_may_be_both_sides(self, tmp_path):
+        assert list(read_pairs(file(tmp_path / "t", "a\n"), source=1, target=1)) == [Pair("a", "a")]
+
+    def test_languages_as_a_header(self, tmp_path):
+        path = file(tmp_path / "t.tsv", "French\tEnglish\na\tx\n")
+        assert list(read_pairs(path)) == [Pair("a", "x")]
+        assert list(read_pairs(path, labelled=False)) == [Pair("a", "x")]
 
     def test_non_string(self, tmp_path):
         with pytest.raises(UserError, match="line 1: expected target to be text, got 2"):
@@ -246,7 +291,18 @@ class TestRecordings:
         tally: Counter[str] = Counter()
         path = file(folder / "m.tsv", "b.wav\t\nsub/a.npy\tone\n")
         assert [one.transcript for one in read_recordings(path, tally=tally)] == ["one"]
-        assert tally == {readers.EMPTY_TRANSCRIPTS: 1}
+        assert tally == {readers.EMPTY_TRANSCRIPTS: 1, f"{readers.FIRST_ROWS}: 'b.wav', ''": 1}
+
+    def test_standard_input_is_a_manifest(self, folder, monkeypatch):
+        feed(monkeypatch, b"RIFF\xff\0\0\0WAVE")
+        with pytest.raises(
+            UserError,
+            match=r"binary file.*; standard input is expected to be a manifest: a list of paths of recordings",
+        ):
+            list(read_recordings("-", labelled=False))
+        (folder / "d.mp3").write_bytes(b"\0")
+        with pytest.raises(UserError, match=r"d\.mp3, line 1: a NUL.*; expected \.wav, \.npy or a manifest"):
+            list(read_recordings(folder / "d.mp3", labelled=False))
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -254,6 +310,10 @@ class TestRecordings:
             ("b.wav\tx\nd.wav\ty\n", r"m\.tsv, line 2: there is no \S*d\.wav"),
             ("c.txt\tx\n", r"line 1: expected a recording named \.wav or \.npy, got 'c\.txt'"),
             ("b.wav\n", "no column for the transcript"),
+            (
+                "b.wav\tx\t1\n",
+                "which column is the path and which the transcript, got 'b.wav', 'x', '1'; give --path-col",
+            ),
         ],
     )
     def test_mistakes(self, folder, content, message):
@@ -302,6 +362,14 @@ class TestHeldOut:
         assert held_out(["a"], 1, str) == ([], ["a"])
         with pytest.raises(UserError, match=r"too few examples \(1\) to set aside 0.5 of them as test"):
             held_out(["a"], 0.5, str)
+        with pytest.raises(UserError) as error:
+            held_out(["a"] * 20, 0.1, str)
+        assert str(error.value) == (
+            "too few examples (20, 1 different: those that belong together are in one part) to set aside 0.1 of them as"
+            " test; give --test FILE or --test-fraction 0, and --valid FILE or --valid-fraction 0"
+        )
+        with pytest.raises(UserError, match=r"of them as valid; give --valid FILE or --valid-fraction 0$"):
+            held_out(["a"], 0.1, str, part="valid")
         with pytest.raises(ValueError, match="from 0 to 1"):
             held_out(["a"], 5, str)
 
@@ -314,4 +382,4 @@ def test_real_files():
         pytest.skip("sentence-polarity and tatoeba-eng-fra are not there")
     labels = Counter(one.label for one in read_labelled(str(polarity / "rt-polarity.*"), encoding="latin-1"))
     assert labels == {"neg": 5331, "pos": 5331}
-    assert sum(1 for _ in read_pairs(pairs)) == 167_130
+    assert sum(1 for _ in read_pairs(pairs)) == 167_130  # three columns, no header

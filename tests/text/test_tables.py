@@ -7,6 +7,7 @@ from recurra.text.documents import file_document
 from recurra.text.tables import parsed_json, rows, table_format
 
 TEXT_AND_LABEL = {"text": None, "label": None}
+SIDES = {"source": None, "target": None}
 
 
 def fields(path: Path, content: str, kind: str = "tsv", columns=TEXT_AND_LABEL, needed=("text", "label"), **options):
@@ -42,7 +43,32 @@ class TestColumns:
             ("only\none\n", TEXT_AND_LABEL, r"line 1: no column for the label; there is 1, without names"),
             ("a\tb\n", {"text": 1, "label": 3}, r"no column 3 for the label; there are 2, counted from 1"),
             ("a\tb\n", {"text": 0, "label": 1}, r"no column 0 for the text"),
-            ("a\tb\n", {"text": "words", "label": 1}, r"no column for the text; there are 'a', 'b'"),
+            (
+                "a\tb\n",
+                {"text": "words", "label": 1},
+                r"no column 'words' for the text; the first row is 'a', 'b'; give --text-column NAME or NUMBER$",
+            ),
+            (
+                "id\ttext\tlabel\n",
+                {"text": "words", "label": None},
+                r"no column 'words' for the text; there are 'id', 'text', 'label'; give --text-column NAME or NUMBER$",
+            ),
+            ("text\tmine\tmine\n", {"text": None, "label": "mine"}, r"called 'mine'; give --label-column NUMBER$"),
+            (
+                "review\tbody\tmood\n",
+                TEXT_AND_LABEL,
+                r"line 1: several columns may be the text: 'review', 'body'; give --text-column NAME or NUMBER, or",
+            ),
+            (
+                "headline\tmood\n",
+                TEXT_AND_LABEL,
+                r"line 1: no column for the text; there are .*--no-header if this row",
+            ),
+            (
+                "a\tb\n",
+                {"text": 2, "label": None},
+                r"no column for the label; there are 2, .*; give --label-column NAME",
+            ),
             ("text\ttext\tlabel\n", TEXT_AND_LABEL, r"two columns are called 'text'"),
             ("a\tx\n\nb\tx\ty\n", TEXT_AND_LABEL, r"line 3: expected 2 columns as in the first row, got 3"),
         ],
@@ -50,6 +76,82 @@ class TestColumns:
     def test_mistakes(self, tmp_path, content, columns, message):
         with pytest.raises(UserError, match=message):
             fields(tmp_path / "t", content, columns=columns)
+
+    @pytest.mark.parametrize(
+        ("header", "columns", "wanted"),
+        [
+            ("Tweet\tMood", TEXT_AND_LABEL, ("1", "2")),
+            ("intent\tno\tmessage", TEXT_AND_LABEL, ("3", "1")),
+            ("comment\ttext\tclass\tlabel", TEXT_AND_LABEL, ("2", "4")),  # the names themselves come first
+            ("comment\tbody\tclass", {"text": None, "label": "body"}, ("1", "2")),  # not what was given otherwise
+            ("tgt\tsrc", SIDES, ("2", "1")),
+            ("English\tFrench", SIDES, ("1", "2")),
+            ("English\tfrench\tGerman", {"source": "English", "target": None}, None),
+            ("number\tFrench\tEnglish", SIDES, ("2", "3")),
+            ("id\tfrench\tenglish\tnote", SIDES, ("2", "3")),
+            ("pt-BR\tDE", SIDES, ("1", "2")),
+            ("en\tfr", {"source": "fr", "target": None}, ("2", "1")),
+            ("note\tsummary\tenglish", {"source": None, "target": "summary"}, ("3", "2")),
+            ("client\tfile\tsentence", {"path": None, "transcript": None}, ("2", "3")),
+        ],
+    )
+    def test_usual_names(self, tmp_path, header, columns, wanted):
+        content = header + "\n" + "\t".join("1234"[: header.count("\t") + 1]) + "\n"
+        if wanted:
+            assert fields(tmp_path / "t", content, columns=columns, needed=list(columns)) == [wanted]
+        else:
+            with pytest.raises(
+                UserError, match="several columns may be the target: 'french', 'German'; give --target-column"
+            ):
+                fields(tmp_path / "t", content, columns=columns, needed=list(columns))
+
+    @pytest.mark.parametrize(
+        "row", ["English\tanglais", "en\ten", "he\til", "hi\tit", "Go.\tVa !", "text\tlabel", "en\tfrx"]
+    )
+    def test_what_is_no_pair_of_languages_is_an_example(self, tmp_path, row):
+        assert fields(tmp_path / "t", f"{row}\n", columns=SIDES, needed=["source", "target"]) == [
+            tuple(row.split("\t"))
+        ]
+
+    def test_three_columns_have_to_be_named(self, tmp_path):
+        content = "review_id\treview_body\trating\n1\tgood\tx\n"
+        message = (
+            "line 1: expected a row that says which column is the text and which the label, got 'review_id',"
+            " 'review_body', 'rating'; give --text-column and --label-column by name or number, and by number also"
+            " --header if this row names them"
+        )
+        for header in (None, False):
+            with pytest.raises(UserError, match=message):
+                fields(tmp_path / "t", content, header=header)
+        with pytest.raises(
+            UserError, match=r"no column for the text; there are 'review_id', .*; give --text-column NAME"
+        ):
+            fields(tmp_path / "t", content, header=True)
+        with pytest.raises(UserError, match=r"which column is the label, got .*; give --label-column by name"):
+            fields(tmp_path / "t", content, columns={"text": 2, "label": None})
+        with pytest.raises(UserError, match=r"which column is the text, got .*; give --text-column by name"):
+            fields(tmp_path / "t", content, needed=["text"])
+        named = {"text": "review_body", "label": "rating"}
+        assert fields(tmp_path / "t", content, columns=named) == [("good", "x")]
+        assert fields(tmp_path / "t", content, columns={"text": 2, "label": 3}, header=True) == [("good", "x")]
+
+    def test_or_are_the_first_ones_where_that_is_usual(self, tmp_path):
+        how = {"columns": SIDES, "needed": ["source", "target"], "first_ones": True}
+        assert fields(tmp_path / "t", "a\tx\tCC\n", **how) == [("a", "x")]
+        with pytest.raises(
+            UserError, match="no column for the target; there are 3, without names; give --target-column"
+        ):
+            fields(tmp_path / "t", "a\tx\tCC\n", **how | {"columns": {"source": 2, "target": None}})
+
+    def test_a_first_row_that_is_taken_for_an_example_is_told(self, tmp_path):
+        told = []
+        fields(tmp_path / "t", "headline\trating\n" + "a" * 100 + "\tx\n", note=told.append)
+        assert told == ["'headline', 'rating'"]
+        fields(tmp_path / "t", "a" * 100 + "\tx\n", note=told.append)
+        assert told[1:] == [f"'{'a' * 37}...', 'x'"]
+        fields(tmp_path / "t", "text\tlabel\na\tx\n", note=told.append)
+        fields(tmp_path / "t", "a\tx\n", header=False, note=told.append)
+        assert len(told) == 2
 
     def test_blank_lines_are_rows_where_wanted(self, tmp_path):
         content = "a\tx\n\nb\ty\n"
@@ -106,7 +208,7 @@ class TestKinds:
         [
             ('{"text": "a"', r"line 2, column 13: not valid JSON"),
             ("[1]", r"line 2: expected a JSON object, got \[1\]"),
-            ('{"text": "a", "class": "x"}', r"line 2: no key 'label' for the label; there are 'text', 'class'"),
+            ('{"text": "a", "class": "x"}', r"line 2: no key 'label' .* are 'text', 'class'; give --label-column KEY"),
             ('{"text": NaN, "label": "x"}', r"line 2: not valid JSON: NaN is no number"),
             ('{"text": "a", "text": "b"}', r"line 2: not valid JSON: 'text' comes twice"),
             ("[" * 100_000, r"line 2: not valid JSON"),

@@ -66,11 +66,13 @@ def _train_flags(kind: str, parser: ArgumentParser) -> None:
 def _train(kind: str, arguments: argparse.Namespace) -> int:
     from recurra import distributed
     from recurra.supervised import train_task
+    from recurra.tasks import TASKS
 
     own = ("data", "directory", "config", "resume", "overwrite", "quiet")
     flags = {name: value for name, value in vars(arguments).items() if name not in own}
     directory = Path(arguments.directory)
-    with Reporter(arguments.quiet or not distributed.is_writer(), perplexity=False) as reporter:
+    quiet = arguments.quiet or not distributed.is_writer()
+    with Reporter(quiet, unit=TASKS[kind].unit, perplexity=False) as reporter:
         outcome = train_task(
             kind,
             arguments.data,
@@ -155,7 +157,9 @@ def _decoding(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
     if "language_model" in given:
         from recurra.language_model import load
 
-        given["language_model"] = load(given["language_model"])
+        given["language_model"] = load(given["language_model"], device=arguments.device)
+    elif "lm_weight" in given:
+        raise UserError("--lm-weight is that of a language model: name one with --lm")
     return given
 
 
@@ -186,7 +190,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         for piece in follow(predictor.model, sys.stdin.buffer, **how):
             print(piece, flush=True)
         return 0
-    examples = predictor.read(arguments.data, **reading)
+    examples = predictor.read(arguments.data, say=_note, **reading)
     write = write_json if arguments.json else predictor.task.write
     write(predictor.stream(examples, **options), sys.stdout, options.get("n_best", 1))
     return 0
@@ -205,9 +209,13 @@ def evaluate_predictor(arguments: argparse.Namespace) -> int:
 
     predictor = Predictor.load(arguments.directory, device=arguments.device)
     options, reading = _decoding(arguments, predictor.kind), _reading(arguments, predictor)
-    scores = predictor.evaluate(predictor.read(arguments.text, labelled=True, **reading), **options)
+    scores = predictor.evaluate(predictor.read(arguments.text, labelled=True, say=_note, **reading), **options)
     print(json.dumps(scores, indent=1, ensure_ascii=False) if arguments.json else _summary(scores))
     return 0
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _summary(scores: dict[str, Any]) -> str:

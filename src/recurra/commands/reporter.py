@@ -18,11 +18,12 @@ class Reporter:
 
     Args:
         quiet: say nothing.
+        unit: what is predicted, many of it.
         perplexity: whether the validation loss is one of a language model, and is shown as its perplexity.
     """
 
-    def __init__(self, quiet: bool, *, perplexity: bool = True) -> None:
-        self.quiet, self.perplexity = quiet, perplexity
+    def __init__(self, quiet: bool, *, unit: str = "tokens", perplexity: bool = True) -> None:
+        self.quiet, self.unit, self.perplexity = quiet, unit, perplexity
         self.bar: Bar | None = None
         self.last = 0.0
 
@@ -51,7 +52,7 @@ class Reporter:
         left = progress.seconds * (1 / progress.fraction - 1) if progress.fraction else math.inf
         text = f"step {progress.step:,}  epoch {progress.epoch}"
         if progress.loss is not None:
-            text += f"  loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} tokens/s"
+            text += f"  loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} {self.unit}/s"
         if progress.valid is not None:
             shown = (
                 f"perplexity {math.exp(min(progress.valid, 50)):.2f}"

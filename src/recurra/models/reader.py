@@ -31,13 +31,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recurra.config import UserError, setting
-from recurra.models.task import Codec, TaskModel
+from recurra.models.task import Codec, Look, TaskModel
 from recurra.models.words import WordReader, Words, WordSettings, settle_words
 from recurra.nn.attention import Attention
 from recurra.nn.encoder import Encoder
 from recurra.nn.pooling import Pooling, valid_steps
 from recurra.nn.softmax import FullSoftmax
-from recurra.text.examples import Encoded, ExampleBatch
+from recurra.text.examples import Encoded, ExampleBatch, collate
 from recurra.text.questions import Question
 from recurra.text.vocabulary import LINE_END, SPECIAL
 
@@ -372,6 +372,17 @@ class Reader(TaskModel):
                 prediction["places"] = places
                 prediction["attention"] = [weights[column, : len(places)].tolist() for weights in found.weights]
         return predictions
+
+    @torch.no_grad()
+    def look(self, example: Question) -> Look:
+        """Where each hop looks in the context: at which sentences, or tokens, or at the mark of its end."""
+        batch = collate([self.codec.encode(example, targets=False)]).to(next(self.parameters()).device)
+        [prediction] = self.predict(batch, attention=True)
+        return Look(
+            [f"hop {hop}" for hop in range(1, len(prediction["attention"]) + 1)],
+            [*(example.context[begin:end] for begin, end in prediction["places"]), SPECIAL[LINE_END]],
+            [[*shares, max(0.0, 1 - sum(shares))] for shares in prediction["attention"]],
+        )
 
     # ---- reading --------------------------------------------------------------------------------------------------
 

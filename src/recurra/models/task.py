@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from recurra.config import UserError
 from recurra.models.protocol import LossSum
 from recurra.text.examples import Encoded, ExampleBatch
 
-__all__ = ["Codec", "TaskModel"]
+__all__ = ["Codec", "Look", "TaskModel"]
 
 Example = TypeVar("Example")  # of recurra.text.readers
 
@@ -75,6 +75,20 @@ class Codec(ABC, Generic[Example]):
         """Turn what :meth:`to_mapping` returned back."""
 
 
+class Look(NamedTuple):
+    """Where attention looked, for one example.
+
+    Attributes:
+        rows: what looked: tokens of a target, or hops.
+        columns: what there was to see.
+        weights: a row for each that looked, a share for each of the columns.
+    """
+
+    rows: list[str]
+    columns: list[str]
+    weights: list[list[float]]
+
+
 class TaskModel(nn.Module, ABC):
     """A network from encoded examples to predictions.
 
@@ -114,6 +128,14 @@ class TaskModel(nn.Module, ABC):
     def settle(cls, settings: Any, examples: Sequence[Any], codec: Any) -> Any:
         """Settings in which everything that was left to be chosen (None) is chosen from the data."""
         return settings
+
+    def look(self, example: Any) -> Look:
+        """Where attention looks; called in evaluation mode.
+
+        Raises:
+            UserError: the model has none.
+        """
+        raise UserError("this model has no attention to show; translators and readers have")
 
     # ---- what follows from it -------------------------------------------------------------------------------------
 

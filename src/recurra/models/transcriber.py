@@ -136,7 +136,7 @@ class TranscriberCodec(Codec[Recording]):
         for example in examples:
             own = kept[example.path] = read_features(example.path, features)
             first = kept[examples[0].path]
-            _check_size(own, first.shape[1], example, f"as {examples[0].name} has")
+            _check_size(own, first.shape[1], example, f"as {examples[0].path} has")
             precise = own.astype(np.float64)
             total, squares, frames = total + precise.sum(0), squares + (precise**2).sum(0), frames + len(own)
         mean = total / frames
@@ -185,7 +185,7 @@ class TranscriberCodec(Codec[Recording]):
             if not self.skip_impossible:
                 left = f", {frames} once {self.reduction} are one" if self.reduction > 1 else ""
                 raise UserError(
-                    f"{example.name}: its transcript needs {needed} frames, and it has {len(features)}{left}; correct"
+                    f"{example.path}: its transcript needs {needed} frames, and it has {len(features)}{left}; correct"
                     f" it, lower --reduction, or give --skip-impossible"
                 )
             self.skipped += 1
@@ -253,12 +253,12 @@ def _reduction(pairs: Sequence[tuple[int, int]], skip_impossible: bool) -> int:
 
 def _check_size(features: Features, size: int, example: Recording, why: str) -> None:
     if features.shape[1] != size:
-        raise UserError(f"{example.name}: expected {size} features a frame, {why}, got {features.shape[1]}")
+        raise UserError(f"{example.path}: expected {size} features a frame, {why}, got {features.shape[1]}")
 
 
 def _transcript(example: Recording) -> str:
     if example.transcript is None:
-        raise UserError(f"{example.name}: expected a transcript to learn from, got none")
+        raise UserError(f"{example.path}: expected a transcript to learn from, got none")
     return example.transcript
 
 

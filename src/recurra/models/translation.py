@@ -153,7 +153,7 @@ class TranslationCodec(Codec[Pair]):
     def limit(self, source: int) -> int:
         """The most tokens that are written of a target, end included, from those of its source, end included."""
         usual = max(self.usual_target, self.usual_ratio * source)
-        return min(self.longest_target, math.ceil(usual) + SPARE)
+        return min(self.longest_target + 1, math.ceil(usual) + SPARE)
 
     def source_words(self, text: str) -> list[str]:
         """The words of a source, in the order of its ids, as a target would have them; for vocabularies of words."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recurra.beam import Hypothesis, beam_search
 from recurra.config import UserError, setting
-from recurra.models.task import TaskModel
+from recurra.models.task import Look, TaskModel
 from recurra.models.translation import TranslationCodec, TranslationSettings
 from recurra.nn.attention import ATTENTIONS, Attention, Memory
 from recurra.nn.cells import LSTMState
@@ -34,7 +34,7 @@ from recurra.nn.encoder import Encoder, EncoderSettings, settle_encoder
 from recurra.nn.pooling import valid_steps
 from recurra.nn.recurrent import StackState
 from recurra.nn.softmax import AdaptiveSoftmax, FullSoftmax
-from recurra.text.examples import ExampleBatch
+from recurra.text.examples import ExampleBatch, collate
 from recurra.text.readers import Pair
 from recurra.text.vocabulary import LINE_END, UNKNOWN
 
@@ -208,7 +208,7 @@ class Translator(TaskModel):
             width,
             layers,
             context_size=found if self._first_asks else 0,
-            connections=settings.connections,
+            connections=_held(settings.connections),
             layer_norm=settings.layer_norm,
         )
         self.combine = nn.Linear(width + found, vector)
@@ -293,6 +293,24 @@ class Translator(TaskModel):
         assert weights is not None
         lengths = zip(batch.lengths["target"].tolist(), batch.lengths["source"].tolist(), strict=True)
         return [weights[:rows, column, :steps].cpu() for column, (rows, steps) in enumerate(lengths)]
+
+    @torch.no_grad()
+    def look(self, example: Pair) -> Look:
+        """Where each token of the target looks: that of the example, or else the best that is found."""
+        if example.target is None:
+            [[best]] = self.predict(self._one(example), attention=True)
+            return Look(best["tokens"], best["source_tokens"], best["attention"])
+        batch = self._one(example)
+        [weights] = self.align(batch)
+        rows, columns = (
+            [codec.piece(id) for id in batch.arrays[name][:, 0].tolist()]
+            for codec, name in ((self.codec.target, "target"), (self.codec.source, "source"))
+        )
+        return Look(rows, columns, weights.tolist())
+
+    def _one(self, example: Pair) -> ExampleBatch:
+        encoded = self.codec.encode(example, targets=example.target is not None)
+        return collate([encoded]).to(self.combine.weight.device)
 
     def _teach(self, batch: ExampleBatch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Read pairs: vectors [targets, W] for the output layer, the targets, and attention's weights [T, N, S]."""
@@ -538,8 +556,8 @@ class Translator(TaskModel):
             }
             if attention and output.extra is not None:
                 prediction["attention"] = output.extra[:, :steps].tolist()
-                prediction["tokens"] = [self.codec.target.token(id) for id in output.tokens]
-                prediction["source_tokens"] = [self.codec.source.token(id) for id in ids]
+                prediction["tokens"] = [self.codec.target.piece(id) for id in output.tokens]
+                prediction["source_tokens"] = [self.codec.source.piece(id) for id in ids]
             predictions.append(prediction)
         return predictions
 

@@ -124,6 +124,10 @@ class Words:
         words = cls(vocabulary, given, lowercase=settings.lowercase, further=further)
         if settings.vectors is not None:
             words.pretrained, words.covered = words._read(settings.vectors, settings.word_size)
+            if not words.covered_share:
+                raise UserError(
+                    f"{settings.vectors}: has no vector for any word of the training text; is it the right file?"
+                )
         return words
 
     def reload(self, settings: WordSettings) -> None:
@@ -164,8 +168,8 @@ class Words:
         if share is None:
             return None
         return (
-            f"pretrained vectors: of {share:.1%} of the training text's words, and of {len(self.further):,} that it has"
-            " not"
+            f"pretrained vectors: of {share:.1%} of the training text's words, and of"
+            f" {sum(not count for count in self.further.values()):,} that it has not"
         )
 
     def knows(self, word: str) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recurra.nn.cells import LSTMState, drive
+from recurra.nn.cells import LSTMState, check_choice, drive
 from recurra.nn.dropout import masked
-from recurra.nn.encoder import CELLS, RESIDUAL_FROM
-from recurra.nn.recurrent import StackState
+from recurra.nn.encoder import CELLS
+from recurra.nn.recurrent import CONNECTIONS, StackState
 from recurra.nn.unrolled import unroll
 
 __all__ = ["Decoder", "Look", "Masks"]
@@ -51,8 +51,11 @@ class Decoder(nn.Module):
         width: H.
         layers: how many.
         context_size: M, where layers read what attention finds; else 0.
-        connections: ``plain``, ``residual``, ``dense`` or ``highway``; None is residual from 4 layers on, else plain.
+        connections: ``plain``, ``residual``, ``dense`` or ``highway``.
         layer_norm: normalise each cell's sums.
+
+    Raises:
+        ValueError: there is no such cell or connection.
     """
 
     def __init__(
@@ -63,11 +66,12 @@ class Decoder(nn.Module):
         layers: int,
         *,
         context_size: int = 0,
-        connections: str | None = None,
+        connections: str = "plain",
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.connections = connections or ("residual" if layers >= RESIDUAL_FROM else "plain")
+        cell = check_choice("cell", cell, tuple(CELLS))
+        self.connections = check_choice("connections", connections, CONNECTIONS)
         dense = self.connections == "dense"
         self.below = [input_size + k * width if dense or not k else width for k in range(layers)]
         options: dict[str, Any] = {"layer_norm": layer_norm}

@@ -164,7 +164,7 @@ class Encoder(nn.Module):
         """
         obstacle = self._obstacle()
         if obstacle is not None:
-            raise UserError(f"this model cannot read a word at a time: {obstacle}")
+            raise UserError(f"this model cannot answer as input arrives: {obstacle}")
 
     def _obstacle(self) -> str | None:
         if self.settings.bidirectional:

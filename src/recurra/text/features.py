@@ -58,14 +58,20 @@ class FeatureSettings:
 
 
 def read_features(path: str | Path, settings: FeatureSettings) -> Features:
-    """Return the features of a recording, [time, features]: of a .wav by :func:`log_mel`; of a .npy what is in it.
+    """Return the features of a recording, [time, features].
+
+    Of a .wav by :func:`log_mel`, of a .npy what is in it, of pen strokes in a .txt by :func:`strokes`, their lines as
+    :func:`read_drawings` has them.
 
     Raises:
         UserError: the file is not there, not of its format, of another rate or of several channels, empty, or holds
             what is no finite number.
     """
     path = Path(path)
-    return load_array(path) if path.suffix.lower() == ".npy" else log_mel(path, None, settings)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return load_array(path)
+    return read_strokes(path) if suffix == ".txt" else log_mel(path, None, settings)
 
 
 def load_array(path: str | Path) -> Features:
@@ -325,6 +331,19 @@ def strokes(lines: Sequence[NDArray[Any]], step: float = STROKE_STEP, name: str 
     pen_up = np.zeros((len(points), 1))
     pen_up[np.cumsum([0] + [len(line) for line in even[:-1]])] = 1
     return np.concatenate([points, directions, pen_up], axis=1).astype(np.float32)
+
+
+def read_strokes(path: str | Path, step: float = STROKE_STEP) -> Features:
+    """Read one drawing, lines ``x,y,time`` with a ``BREAK`` after each stroke, as :func:`strokes` makes features of it.
+
+    Raises:
+        UserError: no such file, a line of another form, or no stroke.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return strokes(_omniglot_lines(text, str(path)), step, str(path))
 
 
 def read_drawings(path: str | Path, step: float = STROKE_STEP) -> Iterator[Drawing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 from recurra.config import UserError
 from recurra.text.corpora import Sources
 from recurra.text.documents import Document
-from recurra.text.tables import nonempty, open_documents, parsed_json, rows, table_format
+from recurra.text.tables import nonempty, open_documents, parsed_json, rows, suffix, table_format
 
+EMPTY_QUESTIONS = "questions skipped that were empty"
 MOVED = "answers moved to where their text stands in the context"
 FORMATS = ("squad", "jsonl", "babi")
 
@@ -65,16 +67,17 @@ def read_questions(
     context is the story up to it, its one answer a word that need not be in there. Ids are made from file, as it was
     given, and line where there are none.
 
-    An answer that does not stand at its place is moved, and counted, if its text is in the context exactly once.
+    An answer that does not stand at its place is moved, and counted, if its text is in the context exactly once. Empty
+    questions are skipped and counted, if `labelled`.
 
     Args:
         sources: Files, folders, globs or ``-``.
-        format: One of the three. None tells it from each file: ``jsonl`` by the suffix, else ``squad`` if the first
-            line that is not blank begins with ``{``, else ``babi``.
+        format: One of the three. None tells it from each file: ``jsonl`` and ``squad`` (.json) by the suffix, else
+            ``squad`` if the file begins as JSON does, with ``{`` or ``[``, else ``babi``.
         labelled: Whether a question about whose answers nothing is said is an error.
         encoding: The files' encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
-        tally: Counts, by what happened, the answers that were moved.
+        tally: Counts, by what happened, the answers that were moved and the questions that were passed over.
 
     Raises:
         UserError: while reading: a source is not there, empty or not text; not JSON, or not of this form; an answer
@@ -83,19 +86,24 @@ def read_questions(
     if format is not None and format not in FORMATS:
         raise UserError(f"expected a format of questions out of {', '.join(FORMATS)}, got {format!r}")
     documents = open_documents(sources, encoding, errors)
-    found = (question for one in documents for question in _questions(one, format, labelled, tally))
-    return nonempty(_of_different_ids(found), sources, "question")
 
+    def read() -> Iterator[Question]:
+        seen: dict[str, str] = {}  # the file that each id is in
+        for document in documents:
+            for question in _questions(document, format, labelled, tally):
+                if first := seen.get(question.id):
+                    other = f", one of them in {first}" if first != document.name else ""
+                    raise UserError(
+                        f"{document.name}: two questions have the id {question.id!r}{other}; answers are handed in by"
+                        " id, so make them differ"
+                    )
+                seen[question.id] = document.name
+                if question.question.strip() or not labelled:
+                    yield question
+                elif tally is not None:
+                    tally[EMPTY_QUESTIONS] += 1
 
-def _of_different_ids(questions: Iterator[Question]) -> Iterator[Question]:
-    seen: set[str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise UserError(
-                f"two questions have the id {question.id!r}; answers are handed in by id, so make them differ"
-            )
-        seen.add(question.id)
-        yield question
+    return nonempty(read(), sources, "question")
 
 
 def _questions(
@@ -104,7 +112,8 @@ def _questions(
     kind = format or ("jsonl" if table_format(document) == "jsonl" else None)
     if kind is None:
         first = next((line for line in document.lines() if line.strip()), "")
-        kind = "squad" if first.lstrip().startswith("{") else "babi"
+        is_json = suffix(document.name) == ".json" or first.lstrip().startswith(("{", "["))
+        kind = "squad" if is_json else "babi"
     if kind == "squad":
         return _squad(document, labelled, tally)
     return _json_lines(document, labelled, tally) if kind == "jsonl" else _stories(document, labelled)
@@ -115,7 +124,15 @@ def _questions(
 
 def _squad(document: Document, labelled: bool, tally: Counter[str] | None) -> Iterator[Question]:
     name = document.name
-    content = _Part(parsed_json("\n".join(document.lines()), name), name)
+    try:
+        value = parsed_json("\n".join(document.lines()), name)
+    except UserError as error:
+        raise UserError(f"{error}; expected SQuAD's JSON (with a question a line: --format jsonl)") from None
+    if not isinstance(value, Mapping) or "data" not in value:
+        there = f"no key 'data'; there are {', '.join(map(repr, value)) or 'none'}"
+        found = there if isinstance(value, Mapping) else f"got {json.dumps(value)[:40]}"
+        raise UserError(f"{name}: expected SQuAD's JSON, an object with 'data': {found}")
+    content = _Part(value, name)
     for article in content.parts("data"):
         for paragraph in article.parts("paragraphs"):
             context = paragraph.text("context")

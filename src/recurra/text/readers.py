@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from recurra.config import UserError
 from recurra.text.columns import Sentence, read_sentences, write_sentences
 from recurra.text.corpora import Sources
-from recurra.text.documents import Document
+from recurra.text.documents import Document, NotText
 from recurra.text.questions import Answer, Question, read_questions
 from recurra.text.tables import Column, Row, nonempty, open_documents, rows, table_format
 
@@ -46,10 +46,12 @@ Example = TypeVar("Example")
 
 EMPTY_TEXTS = "texts skipped that were empty"
 EMPTY_PAIRS = "pairs skipped with an empty side"
+FIRST_ROWS = "first rows taken for examples (--header if they name the columns)"
 EMPTY_TRANSCRIPTS = "recordings skipped with an empty transcript"
 LABELLED_FORMATS = ("tsv", "csv", "jsonl", "lines", "classes")
 PAIR_FORMATS = ("tsv", "csv", "jsonl", "parallel")
 RECORDING_SUFFIXES = (".wav", ".npy")
+STROKES = ".txt"  # in a manifest; by itself that is a manifest
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Recording:
 
     Attributes:
         name: What messages and predictions call it: the path as it was given.
-        path: Where the file is; .wav or .npy.
+        path: Where the file is: .wav, .npy, or .txt of pen strokes.
         transcript: What it says; None where that is not known.
     """
 
@@ -107,14 +109,16 @@ def read_labelled(
         format: One of the five. None takes a table by its suffix, then ``classes`` for several files and folders; a
             single file, or standard input, is ``tsv`` if its first line has a tab or is the name given for the text's
             column, else ``lines``.
-        text: The column of the text, by name, or by number from 1. By default ``text``; the first without a header.
-        label: That of the class. By default ``label``; the second without a header.
+        text: The column of the text, by name, or by number from 1. By default one with a usual name, such as ``text``;
+            of two columns without a header the first.
+        label: That of the class. By default one with a usual name, such as ``label``; of two without a header the
+            second.
         header: Whether a table's first row names the columns. None: if a column is given by name, or one of
-            several is called ``text`` or ``label``.
+            several has a usual name.
         labelled: Whether a text without a class is an error.
         encoding: The files' encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
-        tally: Counts, by what happened, the texts that were passed over.
+        tally: Counts, by what happened, the texts that were passed over; and, if `labelled`, tables without a header.
 
     Raises:
         UserError: while reading: a source is not there, empty or not text; no such column, a ragged row, not JSON, no
@@ -122,6 +126,7 @@ def read_labelled(
     """
     _check_format(format, LABELLED_FORMATS, "labelled texts")
     documents = open_documents(sources, encoding, errors)
+    note = _noted(tally) if labelled else None
     several = len(documents) > 1 or any(Path(source).is_dir() for source in _listed(sources))
 
     def read() -> Iterator[Labelled]:
@@ -139,7 +144,7 @@ def read_labelled(
                     )
                 yield from map(Labelled, document.lines())
                 continue
-            for row in rows(document, kind, columns, needed=needed, header=header, blanks=not labelled):
+            for row in rows(document, kind, columns, needed=needed, header=header, blanks=not labelled, note=note):
                 yield Labelled(row.text("text"), _label_of(row, labelled))
 
     found = (one for one in read() if not labelled or _counted(one.text.strip(), tally, EMPTY_TEXTS))
@@ -161,21 +166,23 @@ def read_pairs(
     """Read pairs of texts, one by one. Pairs with an empty side are skipped and counted, if `labelled`.
 
     ``parallel`` is two sources whose lines belong together; ``tsv``, ``csv`` and ``jsonl`` are tables
-    (:func:`recurra.text.tables.rows`), in which further columns do not matter.
+    (:func:`recurra.text.tables.rows`), in which further columns do not matter: those of Tatoeba's exports come after
+    source and target, without a header.
 
     Args:
         sources: Files, folders, globs or ``-``.
         format: One of the four. None takes a table by its suffix, then ``parallel`` for two sources if `labelled`, then
             ``tsv``; but if not `labelled`, lines that are no table are sources as they are.
-        source: The column of the source, by name, or by number from 1. By default ``source``; the first without a
-            header.
-        target: That of the target. By default ``target``; the second without a header.
+        source: The column of the source, by name, or by number from 1. By default one with a usual name, such as
+            ``source``, or the first of two languages; the first without a header.
+        target: That of the target. By default one with a usual name, such as ``target``, or the second of two
+            languages; the second without a header.
         header: Whether a table's first row names the columns. None: if a column is given by name, or one of
-            several is called ``source`` or ``target``.
+            several has a usual name, or two are languages (``English``, ``fr``).
         labelled: Whether a source without a target is an error.
         encoding: The files' encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
-        tally: Counts, by what happened, the pairs that were passed over.
+        tally: Counts, by what happened, the pairs that were passed over; and, if `labelled`, tables without a header.
 
     Raises:
         UserError: while reading: a source is not there, empty or not text; no such column, a ragged row, not JSON, no
@@ -183,22 +190,26 @@ def read_pairs(
     """
     _check_format(format, PAIR_FORMATS, "pairs")
     listed = _listed(sources)
+    note = _noted(tally) if labelled else None
 
     def read() -> Iterator[Pair]:
         two = labelled and len(listed) == 2 and not any(map(_is_table, listed))
         if format == "parallel" or (format is None and two):
             if len(listed) != 2:
-                raise UserError(f"expected two parallel texts, got {len(listed)}: {', '.join(listed)}")
+                raise _not_two(listed)
             yield from _parallel(*(open_documents(one, encoding, errors) for one in listed))
             return
         columns = {"source": source, "target": target}
         needed = ["source", "target"] if labelled else ["source"]
+        how: dict[str, Any] = {"needed": needed, "header": header, "blanks": not labelled}
         for document in open_documents(sources, encoding, errors):
             kind = format or table_format(document)
+            if kind is None and labelled and None in (source, target) and _is_plain(document, None):
+                raise _not_two(listed)
             if kind is None and not labelled and _is_plain(document, source):
                 yield from map(Pair, document.lines())
                 continue
-            for row in rows(document, kind or "tsv", columns, needed=needed, header=header, blanks=not labelled):
+            for row in rows(document, kind or "tsv", columns, **how, first_ones=True, note=note):
                 yield Pair(row.text("source"), row.text("target") if labelled else row.optional_text("target"))
 
     found = (
@@ -229,27 +240,30 @@ def read_recordings(
 
     Args:
         sources: Manifests, .wav and .npy files, folders of them, ``-`` for a manifest.
-        path: The manifest's column of paths, by name, or by number from 1. By default ``path``; the first without a
-            header.
-        transcript: That of transcripts. By default ``transcript``; the second without a header.
+        path: The manifest's column of paths, by name, or by number from 1. By default one with a usual name, such as
+            ``path``; of two columns without a header the first.
+        transcript: That of transcripts. By default one with a usual name, such as ``transcript``; of two without a
+            header the second.
         header: Whether its first row names the columns. None: if a column is given by name, or one of several
-            is called ``path`` or ``transcript``.
+            has a usual name.
         labelled: Whether a recording without a transcript is an error.
         encoding: The manifest's encoding.
         errors: What to do with bytes that are not in it: ``strict``, ``replace``, ``ignore``.
-        tally: Counts, by what happened, the recordings that were passed over.
+        tally: Counts, by what happened, the recordings that were passed over; and, if `labelled`, tables without a
+            header.
 
     Raises:
-        UserError: while reading: a source or a recording is not there, a recording is neither .wav nor .npy; no such
+        UserError: while reading: a source or a recording is not there, a recording is named otherwise; no such
             column, a ragged row, not JSON, no transcript, no recording at all.
     """
+    note = _noted(tally) if labelled else None
 
     def read() -> Iterator[Recording]:
         for one in _listed(sources):
             place = Path(one)
             if not place.is_dir() and place.suffix.lower() not in RECORDING_SUFFIXES:
-                for document in open_documents(one, encoding, errors):
-                    yield from _manifest(document, {"path": path, "transcript": transcript}, header, labelled)
+                for document in _manifests(one, encoding, errors):
+                    yield from _manifest(document, {"path": path, "transcript": transcript}, header, labelled, note)
                 continue
             files = sorted(place.rglob("*")) if place.is_dir() else [place]
             found = [file for file in files if file.suffix.lower() in RECORDING_SUFFIXES and file.is_file()]
@@ -294,8 +308,16 @@ def held_out(
         place = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
         (held if place < fraction else kept).append(example)
     if 0 < fraction < 1 and not (kept and held):
-        total = len(kept) + len(held)
-        raise UserError(f"too few examples ({total}) to set aside {fraction:g} of them as {part}; give a file for it")
+        total, different = len(kept) + len(held), len({key(example) for example in kept + held})
+        found = (
+            f"{total:,}"
+            if different == total
+            else f"{total:,}, {different:,} different: those that belong together are in one part"
+        )
+        # who has too few for a test has too few for validation as well, and need not be told twice
+        parts = ["test", "valid"] if part == "test" else [part]
+        advice = ", and ".join(f"--{each} FILE or --{each}-fraction 0" for each in parts)
+        raise UserError(f"too few examples ({found}) to set aside {fraction:g} of them as {part}; give {advice}")
     return kept, held
 
 
@@ -359,18 +381,51 @@ def _is_table(source: str) -> bool:
     return table_format(Document(source, lambda: iter(()))) is not None
 
 
+def _not_two(sources: Sequence[str]) -> UserError:
+    return UserError(
+        f"expected two parallel files, source and target, or a table with two columns, got {', '.join(sources)}; name"
+        " both files, as in `train.en train.fr` or `--valid dev.en,dev.fr`"
+    )
+
+
+def _noted(tally: Counter[str] | None) -> Callable[[str], None] | None:
+    """Return what counts first rows that were taken for examples, and keeps the first of them to be shown."""
+    if tally is None:
+        return None
+    shown: list[str] = []
+
+    def note(row: str) -> None:
+        shown.append(row)
+        tally[f"{FIRST_ROWS}: {shown[0]}"] += 1
+
+    return note
+
+
+def _manifests(source: str, encoding: str, errors: str) -> tuple[Document, ...]:
+    try:
+        return open_documents(source, encoding, errors)
+    except NotText as error:
+        where = "standard input is expected to be" if source == "-" else "expected .wav, .npy or"
+        raise UserError(f"{error}; {where} a manifest: a list of paths of recordings, a line each") from None
+
+
 def _manifest(
-    document: Document, columns: dict[str, Column | None], header: bool | None, labelled: bool
+    document: Document,
+    columns: dict[str, Column | None],
+    header: bool | None,
+    labelled: bool,
+    note: Callable[[str], None] | None,
 ) -> Iterator[Recording]:
     folder = Path(document.name).parent if document.name != "standard input" else Path()
     kind = table_format(document)
     if kind is None and not labelled and _is_plain(document, columns["path"]):
         columns, header = {"path": 1, "transcript": None}, False
-    for row in rows(document, kind or "tsv", columns, needed=list(columns) if labelled else ["path"], header=header):
+    needed = list(columns) if labelled else ["path"]
+    for row in rows(document, kind or "tsv", columns, needed=needed, header=header, note=note):
         name = row.text("path")
         file = folder / name
-        if file.suffix.lower() not in RECORDING_SUFFIXES:
-            raise UserError(f"{row.where}: expected a recording named .wav or .npy, got {name!r}")
+        if file.suffix.lower() not in (*RECORDING_SUFFIXES, STROKES):
+            raise UserError(f"{row.where}: expected a recording named .wav, .npy or .txt, got {name!r}")
         if not file.is_file():
             raise UserError(f"{row.where}: there is no {file}")
         yield Recording(name, file, row.text("transcript") if labelled else row.optional_text("transcript"))
