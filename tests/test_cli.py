@@ -13,7 +13,7 @@ import time
 import pytest
 
 import recurra
-from recurra.cli import main
+from recurra.cli import COMMANDS, main
 
 LINES = [f"the {animal} sat on the {place}" for animal in ("cat", "dog", "cow") for place in ("mat", "log", "hill")]
 TEXT = "\n".join(LINES * 12) + "\n"
@@ -65,7 +65,7 @@ def test_version(capsys):
     assert run(capsys, "--version")[:2] == (0, f"recurra {recurra.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train lm", "evaluate", "generate", "next", "info", "data", "swatches"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     status, output, _ = run(capsys, *command.split(), "--help")
     assert status == 0
@@ -109,6 +109,14 @@ def test_evaluate_as_json_has_the_promised_keys(model, text, capsys):
     }  # fmt: skip
     assert result["perplexity"] == pytest.approx(recurra.load(model).perplexity(TEXT))
     assert result["tokens"] == 7 * len(LINES) * 12
+
+
+def test_evaluate_reads_another_encoding(model, tmp_path, capsys):
+    (tmp_path / "t.txt").write_bytes("the caf\xe9 sat on the mat\n".encode("latin-1"))
+    assert "give --encoding" in refused(capsys, "evaluate", model, tmp_path / "t.txt")
+    for how in (["--encoding", "latin-1"], ["--errors", "replace"]):
+        assert run(capsys, "evaluate", model, tmp_path / "t.txt", *how)[0] == 0
+    assert "invalid choice" in refused(capsys, "evaluate", model, tmp_path / "t.txt", "--errors", "forgive")
 
 
 def test_evaluate_says_how_the_state_was_kept_and_counts_unknown_words(model, tmp_path, capsys):
@@ -277,11 +285,16 @@ def test_overwriting_with_a_bad_text_keeps_the_old_model(text, tmp_path, capsys)
 def test_mistakes_of_the_other_commands(model, tmp_path, capsys):
     assert "no such folder" in refused(capsys, "evaluate", tmp_path / "none", tmp_path)
     assert "did you mean 'generate'" in refused(capsys, "generat", model)
+    assert "did you mean 'train tagger'" in refused(capsys, "train", "tager", "a.conll", "-o", "m", "--max-steps", 3)
+    assert "unknown command 'generat'" in refused(capsys, "generat", model, "--greedy")
     assert "expected above 0" in refused(capsys, "generate", model, "--temperature", 0)
     assert "greedy and beam" in refused(capsys, "generate", model, "--greedy", "--beam", 2)
     assert "at least 1" in refused(capsys, "next", model, "the", "-k", 0)
     assert "missing.txt" in refused(capsys, "evaluate", model, tmp_path / "missing.txt")
     assert "not a model" in refused(capsys, "info", tmp_path)
+    for flag in (["--beam", 2], ["--lm", model], ["--text-column", 1], ["--no-header"], ["--mix-down"]):
+        said = refused(capsys, "evaluate", model, tmp_path / "missing.txt", *flag)
+        assert f"{flag[0].replace('no-', '')}: means nothing to a language model" in said
 
 
 def test_a_reader_that_leaves_is_no_error(model):

@@ -34,13 +34,12 @@ SECTIONS = {"model": ModelSettings, "training": TrainingSettings}
 
 
 def parse(*words: str) -> argparse.Namespace:
-    parser = ArgumentParser(prog="recurra")
-    train = parser.add_subparsers(dest="command", required=True).add_parser("train")
+    train = ArgumentParser(prog="recurra train")
     train.add_argument("corpus")
     train.add_argument("-o", "--output", required=True)
     for title, cls in SECTIONS.items():
         add_flags(train, cls, title=title)
-    return parser.parse_args(["train", *words])
+    return train.parse_args(words)
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -178,7 +177,7 @@ def test_flags(words, changed):
 
 def test_only_given_flags_are_in_the_namespace():
     given_flags = vars(parse("text", "-o", "out", "--epochs", "3", "--hidden-size", "auto"))
-    assert given_flags == {"command": "train", "corpus": "text", "output": "out", "epochs": 3, "hidden_size": None}
+    assert given_flags == {"corpus": "text", "output": "out", "epochs": 3, "hidden_size": None}
 
 
 def test_help_shows_defaults_and_choices(capsys):
@@ -215,6 +214,19 @@ def test_help_shows_defaults_and_choices(capsys):
 )
 def test_a_wrong_command_line_gets_one_line_and_status_2(capsys, words, message):
     assert complaint(capsys, *words) == f"recurra: {message}"
+
+
+def test_words_and_flags_come_in_any_order():
+    parser = ArgumentParser(prog="recurra predict")
+    parser.add_argument("directory")
+    parser.add_argument("data", nargs="*", default=["-"])
+    parser.add_argument("--json", action="store_true")
+    for words in (["m", "--json", "a", "b"], ["--json", "m", "a", "b"], ["m", "a", "--json", "b"]):
+        found = parser.parse_args(words)
+        assert (found.directory, found.data, found.json) == ("m", ["a", "b"], True)
+    assert parser.parse_args(["--json", "m"]).data == ["-"]
+    assert parser.parse_args(["m", "- Where is it?", "-5 degrees", "-5"]).data == ["- Where is it?", "-5 degrees", "-5"]
+    assert parser.parse_args(["m", "--json", "--", "-x", "--json"]).data == ["-x", "--json"]
 
 
 def test_what_follows_two_dashes_is_no_flag():

@@ -106,6 +106,19 @@ def test_choose_device(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert distributed.choose_device() == torch.device("cuda", 1)
     assert distributed.choose_device("cpu") == torch.device("cpu")
+    assert distributed.choose_device(str(torch.device("cuda", 1))) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert distributed.choose_device("cuda:1") == torch.device("cuda", 1)
+    for wrong, message in (
+        ("cuda:2", "from cuda:0 to cuda:1, got 'cuda:2'"),
+        ("cuda:", "got 'cuda:'"),
+        ("cpu:0", "expected cpu or cuda"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distributed.choose_device(wrong)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="several processes need a GPU each, got 'cuda:1' for all; give cuda"):
+        distributed.choose_device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="one process for each of the 2 GPUs here, got process 3"):
         distributed.choose_device()

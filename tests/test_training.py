@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ import torch
 import recurra
 from recurra.checkpoint import WEIGHTS, read_tensors
 from recurra.config import UserError
-from recurra.training import Diverged
+from recurra.models.protocol import LossSum
+from recurra.training import Diverged, Trainer, TrainerSettings
 
 SMALL = {
     "tokenizer": "whitespace",
@@ -314,6 +316,55 @@ def test_processes_that_cannot_share_the_rows_say_so_in_one_line(text, tmp_path)
     assert result.returncode
     assert result.stderr.count("batch_size 5 cannot be shared out among 2 processes") == 1
     assert "RuntimeError" not in result.stderr
+
+
+# ---- batches of nothing -------------------------------------------------------------------------------------------
+
+
+class Line(torch.nn.Module):
+    """y = w x; a batch of nothing has no loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, batch, state):
+        return LossSum((self.weight * batch.value) ** 2, batch.tokens), None
+
+
+class Value(NamedTuple):
+    value: float
+    tokens: int
+
+    def to(self, _):
+        return self
+
+
+def test_a_batch_in_which_nothing_is_predicted_changes_nothing():
+    settings = TrainerSettings(max_steps=3, log_every=1, optimizer="sgd", learning_rate=0.1, warmup=0.0)
+    seen = []
+    model = Line()
+    batches = [Value(1.0, 1), Value(math.nan, 0), Value(1.0, 1)]
+    Trainer(model, settings, lambda _: batches, watch=lambda p: seen.append((p.loss, model.weight.item()))).run()
+    assert seen[1] == (None, seen[0][1])
+    assert seen[2][1] < seen[0][1] < 1
+    with pytest.raises(ValueError, match="in which something is to be predicted"):
+        Trainer(model, settings, lambda _: batches, valid=batches[1:2]).evaluate()
+
+
+def test_early_stopping_is_an_end_where_there_is_validation_data():
+    settings = TrainerSettings(early_stopping=1, optimizer="sgd", learning_rate=0.1)
+    batches = [Value(1.0, 1)]
+    with pytest.raises(UserError, match="training has no end"):
+        Trainer(Line(), settings, lambda _: batches)
+    scores = iter([1.0, 2.0, 2.0])
+    seen = []
+    options = {"valid": batches, "score": lambda: ("-wer", next(scores)), "watch": seen.append}
+    Trainer(Line(), settings, lambda _: batches, **options).run()
+    assert [(p.score_name, p.score, p.learning_rate) for p in seen] == [
+        ("-wer", score, 0.1) for score in (1.0, 2.0, 2.0)
+    ]
+    assert seen[0].to_mapping()["score_name"] == "-wer"
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------------------------

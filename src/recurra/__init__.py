@@ -20,15 +20,30 @@ if TYPE_CHECKING:
     from .language_model import LanguageModel, load
     from .mixing import mix
     from .planning import plan
+    from .predictor import Predictor
     from .recipes import train_lm
+    from .supervised import train_task
     from .text.corpora import open_corpus
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "UserError", "compare", "load", "mix", "nn", "open_corpus", "plan", "train_lm"]
+__all__ = [
+    "LanguageModel",
+    "Predictor",
+    "UserError",
+    "compare",
+    "load",
+    "mix",
+    "nn",
+    "open_corpus",
+    "plan",
+    "train_lm",
+    "train_task",
+]
 
 # Each public name's module; a name that is a module itself stands for the module of that name.
 _HOMES = {
     "LanguageModel": "recurra.language_model",
+    "Predictor": "recurra.predictor",
     "UserError": "recurra.config",
     "compare": "recurra.comparison",
     "load": "recurra.language_model",
@@ -37,6 +52,7 @@ _HOMES = {
     "open_corpus": "recurra.text.corpora",
     "plan": "recurra.planning",
     "train_lm": "recurra.recipes",
+    "train_task": "recurra.supervised",
 }
 
 

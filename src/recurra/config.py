@@ -194,15 +194,38 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, refusing every unknown flag, and first of all: argparse would complain of missing arguments before."""
         args = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:
-            for word in itertools.takewhile(lambda word: word != "--", args):
-                flag = word.partition("=")[0]
-                if flag.startswith("--") and " " not in flag and flag not in self._option_string_actions:
-                    self._refuse(flag)
-        namespace, surplus = super().parse_known_args(args, namespace)
+        for word in itertools.takewhile(lambda word: word != "--", args):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and " " not in flag and flag not in self._option_string_actions:
+                self._refuse(flag)
+        namespace, surplus = super().parse_known_args(self._flags_first(args), namespace)
         for word in surplus:
             self._refuse(word)
         return namespace, surplus
+
+    def _flags_first(self, args: list[str]) -> list[str]:
+        """The same words with the flags in front, as argparse wants arguments of any number to be side by side."""
+        flags: list[str] = []
+        others: list[str] = []
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                others += words
+            elif self._is_flag(word):
+                flags.append(word)
+                action = self._option_string_actions.get(word)
+                if action is not None and action.nargs is None:
+                    flags += itertools.islice(words, 1)
+            else:
+                others.append(word)
+        return [*flags, *(["--", *others] if others else [])]
+
+    def _is_flag(self, word: str) -> bool:
+        """As argparse has it: no `-`, no negative number, nor a text with a space in it that begins with a dash."""
+        if word[:1] != "-" or word == "-":
+            return False
+        known = word.partition("=")[0] in self._option_string_actions
+        return known or not (" " in word or word[1:].replace(".", "", 1).isdecimal())
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and leave with status 2."""

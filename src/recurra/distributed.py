@@ -41,8 +41,10 @@ def is_writer() -> bool:
 def choose_device(name: str | None = None) -> torch.device:
     """Return the device of this process: ``cpu``, ``cuda`` or ``mps``; by default a GPU of its own, else the CPU.
 
+    ``cuda:1`` is the second GPU; ``cuda`` that of this process's number.
+
     Raises:
-        UserError: this machine has no such device, or more processes than GPUs.
+        UserError: this machine has no such device, more processes than GPUs, or one GPU is given to several processes.
     """
     import torch
 
@@ -51,14 +53,20 @@ def choose_device(name: str | None = None) -> torch.device:
         available.append("cuda")
     if torch.backends.mps.is_available():
         available.append("mps")
-    kind = name or ("cuda" if "cuda" in available else "cpu")
-    if kind not in available:
-        raise UserError(f"device: expected {' or '.join(available)} on this machine, got {kind!r}")
+    name = name or ("cuda" if "cuda" in available else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in available or (":" in name and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(f"device: expected {' or '.join(available)} on this machine, got {name!r}")
     if kind != "cuda":
         return torch.device(kind)
-    if local_rank() >= (count := torch.cuda.device_count()):
+    count = torch.cuda.device_count()
+    if number and int(number) >= count:
+        raise UserError(f"device: expected a GPU from cuda:0 to cuda:{count - 1}, got {name!r}")
+    if number and world_size() > 1 and int(number) != local_rank():
+        raise UserError(f"device: several processes need a GPU each, got {name!r} for all; give cuda")
+    if not number and local_rank() >= count:
         raise UserError(f"expected one process for each of the {count} GPUs here, got process {local_rank() + 1}")
-    return torch.device(kind, local_rank())
+    return torch.device(kind, int(number) if number else local_rank())
 
 
 @contextlib.contextmanager
@@ -86,6 +94,25 @@ def all_succeeded(succeeded: bool) -> bool:
     import torch
 
     return float(sum_over_ranks(torch.tensor(float(not succeeded)))) == 0
+
+
+def raise_together(problem: Exception | None) -> None:
+    """Wait for every process; if any has a problem, the first of those raises it, and the others leave without a word.
+
+    Raises:
+        Exception: this process's problem.
+        SystemExit: another process says what is wrong.
+    """
+    if world_size() > 1:
+        import torch
+
+        flags = torch.zeros(world_size())
+        flags[rank()] = problem is not None
+        failed = sum_over_ranks(flags).nonzero().flatten().tolist()
+        if failed and failed[0] != rank():
+            raise SystemExit(2)
+    if problem is not None:
+        raise problem
 
 
 def barrier() -> None:

@@ -12,11 +12,17 @@ from typing import Any
 from recurra.config import UserError
 from recurra.files import written_whole
 
-__all__ = ["bars", "learning_curve", "swatches"]
+__all__ = ["attention", "bars", "figure_of", "learning_curve", "save", "swatches"]
+
+LONGEST_NAME = 60  # characters of a label
 
 
-def _figure(width: float, height: float) -> Any:
-    """A figure that needs no display."""
+def figure_of(width: float, height: float) -> Any:
+    """A matplotlib figure that needs no display, of a size in inches.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -24,8 +30,10 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write the picture in the format that the path's suffix names, whole or not at all."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder")
     content = io.BytesIO()
     form = path.suffix[1:] or "png"
     if form not in figure.canvas.get_supported_filetypes():
@@ -49,7 +57,7 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not lines:
         raise UserError(f"{log}: holds nothing to draw yet")
-    figure = _figure(6.4, 4.0)
+    figure = figure_of(6.4, 4.0)
     axes = figure.add_subplot()
     trained = [line for line in lines if "loss" in line]
     minutes = [line["seconds"] / 60 for line in trained]
@@ -65,8 +73,13 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
             markersize=4,
             label="validation",
         )
+        last = valid[-1]
+        scored = None
+        if "score" in last:
+            name = last["score_name"].removeprefix("-")
+            scored = f"{name} {last['score'] if name == last['score_name'] else -last['score']:.3g}"
         axes.annotate(
-            f"perplexity {math.exp(min(50.0, valid[-1]['valid'])):.1f}",
+            scored or f"perplexity {math.exp(min(50.0, last['valid'])):.1f}",
             (valid[-1]["seconds"] / 60, valid[-1]["valid"]),
             textcoords="offset points",
             xytext=(-4, 8),
@@ -77,7 +90,7 @@ def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
     axes.set_title(title, fontsize="medium", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None:
@@ -91,7 +104,7 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     Raises:
         UserError: matplotlib is missing.
     """
-    figure = _figure(7.0, 0.8 + 0.32 * len(values))
+    figure = figure_of(7.0, 0.8 + 0.32 * len(values))
     axes = figure.add_subplot()
     places = range(len(values))
     drawn = axes.barh(places, [value for _, value in values], color="0.6", height=0.62)
@@ -101,7 +114,41 @@ def bars(values: Sequence[tuple[str, float]], path: Path, *, label: str) -> None
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
+
+
+def attention(weights: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    """Draw where attention looked: the darker, the more.
+
+    Args:
+        weights: a row for each that looked, shares from 0 to 1.
+        rows: what looked.
+        columns: what there was to see.
+        path: the picture; its suffix names the format.
+
+    Raises:
+        UserError: matplotlib is missing, or there is nothing to draw.
+    """
+    if not rows or not columns:
+        raise UserError("there is no attention to draw: the text is empty")
+    rows, names = (
+        [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in side]
+        for side in (rows, columns)
+    )
+    figure = figure_of(
+        max(3.0, 1.6 + min(0.32 * len(columns), 60)),
+        0.7 + min(0.26 * len(rows), 60) + 0.08 * max(map(len, names)),
+    )
+    axes = figure.add_subplot()
+    image = axes.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    texts = {"fontsize": 8, "parse_math": False}
+    axes.set_xticks(range(len(columns)), names, rotation=90, **texts)
+    axes.set_yticks(range(len(rows)), rows, **texts)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="share of attention", fraction=0.05, pad=0.02)
+    save(figure, path)
 
 
 def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *, columns: int = 4) -> None:
@@ -115,7 +162,7 @@ def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *,
     if not colours:
         raise UserError("there are no colours to draw")
     rows = math.ceil(len(colours) / columns)
-    figure = _figure(2.2 * columns, 0.62 * rows)
+    figure = figure_of(2.2 * columns, 0.62 * rows)
     axes = figure.add_subplot()
     for index, (name, rgb) in enumerate(colours):
         row, column = divmod(index, columns)
@@ -124,7 +171,7 @@ def swatches(colours: Sequence[tuple[str, tuple[int, int, int]]], path: Path, *,
         axes.text(column + 0.37, row + 0.5, name, va="center", fontsize=7, parse_math=False)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _rectangle(corner: tuple[float, float], width: float, height: float, colour: tuple[float, ...]) -> Any:

@@ -41,7 +41,7 @@ from recurra.text.tokenizer import (
     tokenizer_from_mapping,
     word_kind,
 )
-from recurra.training import Trainer, TrainingSettings, Watcher, check_support
+from recurra.training import LIMITS, Trainer, TrainingSettings, Watcher, check_support
 
 __all__ = ["Outcome", "sections", "settle", "train_lm"]
 
@@ -51,21 +51,6 @@ def sections(kind: str) -> dict[str, type[Any]]:
     found = {"corpus": CorpusSettings, "tokenizer": TokenizerSettings, "model": KINDS[kind].settings}
     return found if KINDS[kind].counted else {**found, "training": TrainingSettings}
 
-
-# What may be told anew on resuming: how long to go on and where, but nothing that the steps made so far depend on.
-LIMITS = frozenset(
-    {
-        "epochs",
-        "max_steps",
-        "max_minutes",
-        "early_stopping",
-        "save_every",
-        "log_every",
-        "device",
-        "threads",
-        "tensorboard",
-    }
-)
 
 ROWS_OF_VALIDATION = 10  # rows that validation during training is read in, each from the zero state: an estimate
 SPLITS = ("train", "valid", "test")
@@ -165,7 +150,9 @@ def _kind_and_base(
     elif resumed is not None and (resumed / SETTINGS).exists():
         found, source = read_settings(resumed)["kind"], f"the kind of the model in {resumed}"
         if found not in KINDS:
-            raise UserError(f"{resumed}: holds a model of kind {found!r}, which cannot be resumed")
+            raise UserError(
+                f"{resumed}: holds a model of another kind: use `recurra train {found} -o {resumed} --resume`"
+            )
     if kind is not None and found != kind:
         raise UserError(f"{found!r} is {source}, not {kind!r}: use `recurra train {found}`")
     return found or "lm", base

@@ -35,22 +35,44 @@ from recurra.optimization import (
     clip_gradients,
     schedule_factor,
 )
-from recurra.text.batches import Batch
 
-__all__ = ["Diverged", "Progress", "Trainer", "TrainingSettings", "Watcher", "check_support"]
+__all__ = [
+    "LIMITS",
+    "Diverged",
+    "ExampleTrainingSettings",
+    "Progress",
+    "Trainer",
+    "TrainerSettings",
+    "TrainingSettings",
+    "Watcher",
+    "check_support",
+]
 
 STATE = "state.safetensors"
 
+# What may be told anew on resuming: how long to go on and where, but nothing that the steps made so far depend on.
+LIMITS = frozenset(
+    {
+        "epochs",
+        "max_steps",
+        "max_minutes",
+        "early_stopping",
+        "save_every",
+        "log_every",
+        "device",
+        "threads",
+        "tensorboard",
+    }
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a model is trained; ``None`` is settled from the corpus and the time there is."""
+class TrainerSettings:
+    """How any model is trained; ``None`` is settled from the data and the time there is."""
 
-    epochs: int | None = setting(None, "passes over the training text", minimum=1)
+    epochs: int | None = setting(None, "passes over the training data", minimum=1)
     max_steps: int | None = setting(None, "updates of the weights", minimum=1)
     max_minutes: float | None = setting(None, "minutes of training", minimum=0)
-    batch_size: int | None = setting(None, "rows of a batch (all ranks together)", minimum=1)
-    chunk_length: int = setting(35, "time steps that gradients flow back through", minimum=1)
     optimizer: str = setting("adam", "optimiser", choices=OPTIMIZERS)
     learning_rate: float | None = setting(None, "highest learning rate", minimum=0)
     beta2: float = setting(0.99, "decay of Adam's and RMSProp's squared gradients", minimum=0, maximum=0.99999)
@@ -66,22 +88,49 @@ class TrainingSettings:
     asgd_trigger: int = setting(5, "evaluations without gain after which asgd begins to average", minimum=1)
     early_stopping: int = setting(0, "stop after so many evaluations without gain; 0 for never", minimum=0)
     evaluate_every: int | None = setting(None, "steps between validations", minimum=1)
-    evaluate_tokens: int = setting(100_000, "tokens of validation text read at each of them", minimum=1)
     save_every: float = setting(60.0, "seconds between saves of the run's state", minimum=0)
     log_every: int = setting(50, "steps between lines of the log", minimum=1)
     precision: str = setting("auto", "of the products", choices=("auto", "float32", "bfloat16"))
-    device: str = setting("auto", "where to train: auto, cpu, cuda, mps")
+    device: str = setting("auto", "where to train: auto, cpu, cuda, cuda:1, mps")
     threads: int | None = setting(None, "threads of the CPU", minimum=1)
     seed: int = setting(1, "of every random choice", minimum=0, maximum=2**53)
     tensorboard: bool = setting(False, "write TensorBoard events too")
 
-    def check_end(self) -> None:
-        """Refuse settings under which training would never end."""
-        if not (self.epochs or self.max_steps or self.max_minutes is not None):
-            raise UserError("training has no end: give epochs, max_steps or max_minutes")
+    @property
+    def bounded(self) -> bool:
+        """Whether it is known beforehand when training ends, so that schedules can go by how much of it is over."""
+        return bool(self.epochs or self.max_steps or self.max_minutes is not None)
+
+    def check_end(self, *, validated: bool = False) -> None:
+        """Refuse settings under which training would never end.
+
+        Args:
+            validated: whether there is validation data, so that early stopping is an end, too.
+        """
+        if not (self.bounded or (self.early_stopping and validated)):
+            raise UserError(
+                "training has no end: give epochs, max_steps or max_minutes, or early_stopping and validation data"
+            )
 
 
-def check_support(settings: TrainingSettings, device: torch.device) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(TrainerSettings):
+    """How a language model is trained on running text."""
+
+    batch_size: int | None = setting(None, "rows of a batch (all ranks together)", minimum=1)
+    chunk_length: int = setting(35, "time steps that gradients flow back through", minimum=1)
+    evaluate_tokens: int = setting(100_000, "tokens of validation text read at each validation", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleTrainingSettings(TrainerSettings):
+    """How a model is trained on examples of different lengths."""
+
+    batch_size: int | None = setting(None, "examples of a batch, at most (all ranks together)", minimum=1)
+    batch_tokens: int | None = setting(None, "time steps of a batch, at most, padding among them", minimum=1)
+
+
+def check_support(settings: TrainerSettings, device: torch.device) -> None:
     """Refuse what this device or this installation cannot do."""
     if settings.precision == "bfloat16" and not _has_bfloat16(device):
         raise UserError(f"this {device.type} has no bfloat16 products; leave --precision at auto or float32")
@@ -107,6 +156,8 @@ class Progress:
         gradient_norm: joint norm before clipping, at this step; None at the end of a run.
         learning_rate: at this step.
         valid: validation loss in nats per token, where this report is one of an evaluation.
+        score: of the validation data then, where the trainer was given a way to tell; the higher the better.
+        score_name: what it is; a minus before it says that the sign was changed.
     """
 
     step: int
@@ -118,10 +169,15 @@ class Progress:
     gradient_norm: float | None
     learning_rate: float
     valid: float | None = None
+    score: float | None = None
+    score_name: str = "score"
 
-    def to_mapping(self) -> dict[str, float]:
+    def to_mapping(self) -> dict[str, float | str]:
         """As a line of the log."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        if self.score is None:
+            del known["score_name"]
+        return known
 
 
 Watcher = Callable[[Progress], None]
@@ -156,13 +212,18 @@ class Trainer:
 
     The loss of a step is the mean over the tokens of the whole batch, on however many ranks it lies; every rank makes
     the same update. The random numbers of a step depend on seed, step and rank alone, the order of the batches on seed
-    and epoch: a resumed run goes on exactly as it would have.
+    and epoch: a resumed run goes on exactly as it would have. Where only early stopping ends a run, nobody knows how
+    much of it is over, and the learning rate has no schedule but that of a plateau.
 
     Args:
         model: ``model(batch, state) -> (LossSum, state)`` is its training loss; ``model.detach(state)`` cuts the graph.
         settings: with no setting left to choose but the limits.
-        batches: from an epoch's number to its batches, this rank's part of them.
-        valid: batches of validation text, this rank's part; empty for none.
+        batches: from an epoch's number to its batches, this rank's part of them: :class:`recurra.text.batches.Batch` or
+            whatever else has ``tokens`` and ``to(device)`` and is what the model takes.
+        valid: batches of validation data, this rank's part; empty for none.
+        score: what is measured and how good the model is by it on validation data, the higher the better: where given,
+            the best model is the one with the highest score, and not the one with the lowest loss. The writing rank
+            alone is asked.
         carry_state: whether the state goes on from batch to batch within an epoch (contiguous streams).
         directory: where the log and the state of the run are kept; ``None`` keeps nothing.
         keep: is called, on the writing rank, whenever the model is the best so far: writes its weights.
@@ -172,19 +233,20 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        settings: TrainingSettings,
-        batches: Callable[[int], Sequence[Batch]],
+        settings: TrainerSettings,
+        batches: Callable[[int], Sequence[Any]],
         *,
-        valid: Sequence[Batch] = (),
+        valid: Sequence[Any] = (),
+        score: Callable[[], tuple[str, float]] | None = None,
         carry_state: bool = True,
         directory: Path | None = None,
         keep: Callable[[], None] | None = None,
         watch: Watcher | None = None,
     ) -> None:
-        self.model, self.settings, self.batches, self.valid = model, settings, batches, valid
+        self.model, self.settings, self.batches, self.valid, self.score = model, settings, batches, valid, score
         self.carry_state, self.directory, self.keep, self.watch = carry_state, directory, keep, watch
         self.device = next(model.parameters()).device
-        settings.check_end()
+        settings.check_end(validated=len(valid) > 0)
         check_support(settings, self.device)
         default_rate = LEARNING_RATES[settings.optimizer]
         self.learning_rate = default_rate if settings.learning_rate is None else settings.learning_rate
@@ -227,7 +289,7 @@ class Trainer:
             last_save = last_evaluation = session_start = time.monotonic()
             seconds_before, last_time = run.seconds, session_start
             evaluation_cost = 0.0
-            epoch_batches: Sequence[Batch] = self.batches(run.epoch)
+            epoch_batches: Sequence[Any] = self.batches(run.epoch)
             while not run.finished:
                 fraction = self._agree(self._fraction(len(epoch_batches)))
                 if fraction >= 1 or self._stop:
@@ -258,21 +320,22 @@ class Trainer:
                 )
                 due = len(self.valid) > 0 and bool(self._agree(float(due)))
                 if due or run.step % settings.log_every == 0:
-                    valid = self.evaluate() if due else None
+                    found = self._evaluated() if due else (None, None, "score")
                     fraction = self._fraction(len(epoch_batches))
-                    self._report(self._progress(fraction, learning_rate, norm, valid), log)
+                    self._report(self._progress(fraction, learning_rate, norm, found), log)
                     last_time = time.monotonic()
+                    valid, score, _ = found
                     if valid is not None:
                         evaluation_cost, last_evaluation = last_time - now, last_time
                         run.seconds += evaluation_cost
-                        self._validated(valid)
+                        self._validated(valid if score is None else -score)
                 if self._agree(float(time.monotonic() - last_save >= settings.save_every)):
                     self.save()
                     last_save = time.monotonic()
             self._end(log)
         return self._stop
 
-    def _step(self, batch: Batch) -> tuple[float, int, float]:
+    def _step(self, batch: Any) -> tuple[float, int, float]:
         """One update. Returns the loss in nats and the tokens of the whole batch, and the norm of the gradient."""
         settings = self.settings
         torch.manual_seed(_seed(settings.seed, self.run_state.step, distributed.rank()))
@@ -281,6 +344,8 @@ class Trainer:
         if state is not None:
             state = self.model.detach(state)  # type: ignore[operator]  # truncated BPTT: gradients stop at the chunk's start
         tokens = int(distributed.sum_over_ranks(torch.tensor(batch.tokens)))
+        if not tokens:  # nothing is to be predicted, so there is nothing to learn
+            return 0.0, 0, 0.0
         self.optimizer.zero_grad()
         with self._autocast():
             loss, state = self.model(batch, state)
@@ -306,7 +371,19 @@ class Trainer:
                 state = state if self.carry_state else None
                 total += LossSum(loss.nats.cpu().double(), loss.tokens)
         sums = distributed.sum_over_ranks(torch.tensor([float(total.nats), total.tokens], dtype=torch.float64))
+        if not sums[1]:
+            raise ValueError("expected validation data in which something is to be predicted, there is nothing")
         return float(sums[0] / sums[1])
+
+    def _evaluated(self) -> tuple[float, float | None, str]:
+        """Loss and score on the validation data, and what the score is."""
+        loss, name, value = self.evaluate(), "score", 0.0
+        if self.score is None:
+            return loss, None, name
+        if distributed.is_writer():
+            with self._averaged(), evaluating(self.model), torch.no_grad():
+                name, value = self.score()
+        return loss, self._agree(value), name
 
     # ---- what a run decides ---------------------------------------------------------------------------------------
 
@@ -326,13 +403,19 @@ class Trainer:
 
     def _set_learning_rate(self, fraction: float) -> float:
         settings = self.settings
-        factor = self.plateau.scale * schedule_factor(settings.schedule, fraction, settings.warmup)
+        factor = self.plateau.scale
+        if settings.bounded:
+            factor *= schedule_factor(settings.schedule, fraction, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group.get("rate", self.learning_rate)  # some parameters have a rate of their own
         return factor * self.learning_rate
 
     def _validated(self, loss: float) -> None:
-        """Draw the conclusions from a validation: keep the model, lower the learning rate, begin to average."""
+        """Draw the conclusions from a validation: keep the model, lower the learning rate, begin to average.
+
+        Args:
+            loss: the lower the better: where there are scores, the score with its sign changed.
+        """
         run, settings = self.run_state, self.settings
         run.since_best = 0 if loss < run.best else run.since_best + 1
         if loss < run.best:
@@ -356,7 +439,9 @@ class Trainer:
             with self._averaged():
                 self.keep()
 
-    def _progress(self, fraction: float, rate: float, norm: float | None, valid: float | None) -> Progress:
+    def _progress(
+        self, fraction: float, rate: float, norm: float | None, found: tuple[float | None, float | None, str]
+    ) -> Progress:
         """What there is to report; the means are over the steps since the last report, and begin anew."""
         run = self.run_state
         tokens, nats, seconds = run.window_tokens, run.window_nats, run.window_seconds
@@ -370,16 +455,18 @@ class Trainer:
             loss=nats / tokens if tokens else None,
             gradient_norm=norm,
             learning_rate=rate,
-            valid=valid,
+            valid=found[0],
+            score=found[1],
+            score_name=found[2],
         )
 
     def _end(self, log: IO[str] | None) -> None:
         """Validate once more where the run is over, keep what must be kept, save."""
         run = self.run_state
         if run.finished and self.valid and run.validated_step != run.step:
-            loss = self.evaluate()
-            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, loss), log)
-            self._validated(loss)
+            loss, score, _ = found = self._evaluated()
+            self._report(self._progress(1.0, self._set_learning_rate(1.0), None, found), log)
+            self._validated(loss if score is None else -score)
         if not run.saved_best or not self.valid:
             self._keep()
         self.save()
@@ -476,6 +563,8 @@ class Trainer:
             self.run_state.log_bytes = log.tell()
         if self.events is not None:
             for name, value in progress.to_mapping().items():
+                if isinstance(value, str):
+                    continue
                 self.events.add_scalar(name, value, progress.step)
         if self.watch is not None and distributed.is_writer():
             self.watch(progress)

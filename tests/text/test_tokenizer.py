@@ -249,6 +249,15 @@ class TestBytePairs:
         assert not any("cd" in token for token in tokens)
 
 
+def test_pieces_are_what_a_reader_sees():
+    text = "déjà vu, déjà vu again\n" * 20
+    tokenizer = build(text, "byte-pairs", vocabulary_size=300)
+    pieces = [tokenizer.piece(int(id)) for id in tokenizer.encode("déjà vu\n")]
+    assert "".join(pieces) == "▁déjà▁vu<eos>"
+    words = build(text, "words")
+    assert [words.piece(int(id)) for id in words.encode("vu\n")] == ["vu", "<eos>"]
+
+
 class TestAuto:
     def test_a_small_text_is_read_by_characters(self):
         assert build("Hello, world. And so on, and on.\n", None).kind == "characters"

@@ -24,8 +24,10 @@ def _info(arguments: argparse.Namespace) -> int:
 
     directory = Path(arguments.directory)
     content = read_settings(directory)
-    tokenizer = content.pop("tokenizer")
-    content["vocabulary"] = {"tokenizer": tokenizer["kind"], "size": len(tokenizer["vocabulary"]["tokens"])}
+    if "tokenizer" in content:
+        tokenizer = content.pop("tokenizer")
+        content["vocabulary"] = {"tokenizer": tokenizer["kind"], "size": len(tokenizer["vocabulary"]["tokens"])}
+    content.pop("codec", None)  # vocabularies, as long as they are
     results = directory / "results.json"
     content["results"] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     weights = directory / WEIGHTS

@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recurra.commands.command import Command, loading_flags, positive
+from recurra.commands.predict import (
+    DECODING,
+    READING,
+    decoding_flags,
+    evaluate_predictor,
+    is_predictor,
+    reading_flags,
+    refuse,
+)
 from recurra.config import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -16,10 +25,27 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+CHUNK_LENGTH = 256
+# What language models alone have a use for. Without a default: what was not given is None.
+LANGUAGE_MODEL = (
+    "reset",
+    "batch_size",
+    "chunk_length",
+    "precision",
+    "per_token",
+    "cache",
+    "cache_theta",
+    "cache_weight",
+    "tune_on",
+    "dynamic",
+    "dynamic_rate",
+    "dynamic_decay",
+)
+
 
 def _evaluate_flags(parser: ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="folder of the model")
-    parser.add_argument("text", nargs="+", metavar="TEXT", help="file, folder, glob, .gz, - or CORPUS:SPLIT")
+    parser.add_argument("text", nargs="+", metavar="TEXT", help="file, folder, glob, .gz, - or CORPUS:SPLIT; examples")
     parser.add_argument(
         "--reset", choices=("none", "documents", "lines"), help="where the state starts anew (default: as trained)"
     )
@@ -29,13 +55,7 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
         metavar="N",
         help="rows read side by side (default: 32; 256 where words are counted)",
     )
-    parser.add_argument(
-        "--chunk-length", type=positive, default=256, metavar="N", help="steps at a time (default: 256)"
-    )
-    parser.add_argument("--encoding", default="utf-8", help="of the text (default: utf-8)")
-    parser.add_argument(
-        "--errors", default="strict", choices=("strict", "replace", "ignore"), help="what a bad byte is"
-    )
+    parser.add_argument("--chunk-length", type=positive, metavar="N", help=f"steps at a time (default: {CHUNK_LENGTH})")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--per-token", metavar="FILE", help="write the surprisal of every token as TSV")
     cache = parser.add_argument_group("neural cache (Grave et al. 2017)")
@@ -51,7 +71,10 @@ def _evaluate_flags(parser: ArgumentParser) -> None:
         "--dynamic-rate", type=float, metavar="X", help="learning rate of its steps; 0.01 is a first try"
     )
     dynamic.add_argument("--dynamic-decay", type=float, metavar="X", help="return to the trained weights (default: 0)")
+    decoding_flags(parser)
+    reading_flags(parser)
     loading_flags(parser)
+    parser.set_defaults(precision=None)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -65,6 +88,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from recurra.text.batches import write_tokens
     from recurra.text.corpora import open_text
 
+    if is_predictor(arguments.directory):
+        refuse(arguments, LANGUAGE_MODEL, "model that reads examples")
+        return evaluate_predictor(arguments)
+    refuse(arguments, (*DECODING, *(name for name in READING if name not in ("encoding", "errors"))), "language model")
     if bool(arguments.dynamic) != (arguments.dynamic_rate is not None):
         raise UserError("dynamic evaluation needs both --dynamic and --dynamic-rate")
     if arguments.dynamic_decay is not None and not arguments.dynamic:
@@ -73,17 +100,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(
             "dynamic evaluation reads a text as one row and has no cache: leave out --cache, --reset and --batch-size"
         )
-    how = (arguments.tune_on, arguments.cache_theta, arguments.cache_weight)
-    if not arguments.cache and any(value is not None for value in how):
+    cached = (arguments.tune_on, arguments.cache_theta, arguments.cache_weight)
+    if not arguments.cache and any(value is not None for value in cached):
         raise UserError("--cache-theta, --cache-weight and --tune-on say how a cache is used: give --cache too")
-    lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
-    text = open_text(arguments.text, encoding=arguments.encoding, errors=arguments.errors)
+    lm = load(arguments.directory, device=arguments.device, precision=arguments.precision or "float32")
+    how = {"encoding": arguments.encoding or "utf-8", "errors": arguments.errors or "strict"}
+    text = open_text(arguments.text, **how)
     with tempfile.TemporaryDirectory() as folder:
         stream = write_tokens(text, lm.tokenizer, Path(folder) / "text")
         if arguments.cache:
             tuned_on = None
             if arguments.tune_on:
-                valid = open_text([arguments.tune_on], encoding=arguments.encoding, errors=arguments.errors)
+                valid = open_text([arguments.tune_on], **how)
                 tuned_on = write_tokens(valid, lm.tokenizer, Path(folder) / "tune")
             lm = lm.with_cache(
                 arguments.cache, theta=arguments.cache_theta, weight=arguments.cache_weight, tuned_on=tuned_on
@@ -91,7 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         per_token = None
         if arguments.per_token:
             per_token = np.lib.format.open_memmap(Path(folder) / "nats.npy", "w+", np.float64, (len(stream.tokens),))
-        options: dict[str, Any] = {"chunk_length": arguments.chunk_length, "per_token": per_token}
+        options: dict[str, Any] = {"chunk_length": arguments.chunk_length or CHUNK_LENGTH, "per_token": per_token}
         if arguments.dynamic:
             result = lm.evaluate_dynamically(
                 stream,
@@ -147,5 +175,7 @@ def _table(result: Evaluation) -> str:
 
 
 COMMANDS = {
-    "evaluate": Command("perplexity of a model on a text", _evaluate_flags, _evaluate),
+    "evaluate": Command(
+        "perplexity of a language model on a text; scores of any other on examples", _evaluate_flags, _evaluate
+    ),
 }

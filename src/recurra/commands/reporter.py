@@ -14,10 +14,16 @@ __all__ = ["Reporter"]
 
 
 class Reporter:
-    """Progress in the terminal: a bar where there is a terminal, lines elsewhere."""
+    """Progress in the terminal: a bar where there is a terminal, lines elsewhere.
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    Args:
+        quiet: say nothing.
+        unit: what is predicted, many of it.
+        perplexity: whether the validation loss is one of a language model, and is shown as its perplexity.
+    """
+
+    def __init__(self, quiet: bool, *, unit: str = "tokens", perplexity: bool = True) -> None:
+        self.quiet, self.unit, self.perplexity = quiet, unit, perplexity
         self.bar: Bar | None = None
         self.last = 0.0
 
@@ -46,9 +52,17 @@ class Reporter:
         left = progress.seconds * (1 / progress.fraction - 1) if progress.fraction else math.inf
         text = f"step {progress.step:,}  epoch {progress.epoch}"
         if progress.loss is not None:
-            text += f"  loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} tokens/s"
+            text += f"  loss {progress.loss:.3f}  {progress.tokens_per_second:,.0f} {self.unit}/s"
         if progress.valid is not None:
-            self.say(f"{text}  validation perplexity {math.exp(min(progress.valid, 50)):.2f} (estimate)")
+            shown = (
+                f"perplexity {math.exp(min(progress.valid, 50)):.2f}"
+                if self.perplexity
+                else f"loss {progress.valid:.4f}"
+            )
+            if progress.score is not None:
+                name = progress.score_name.removeprefix("-")
+                shown += f", {name} {-progress.score if name != progress.score_name else progress.score:.4f}"
+            self.say(f"{text}  validation {shown} (estimate)")
         if sys.stderr.isatty():
             self._bar().update(self._task, completed=progress.fraction, description=text)
         elif progress.seconds - self.last > 15 and progress.valid is None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LockedDropout", "check_probability", "locked_mask", "zoneout"]
+__all__ = ["LockedDropout", "check_probability", "locked_mask", "masked", "zoneout"]
 
 
 def check_probability(name: str, value: float) -> float:
@@ -28,6 +28,11 @@ def check_probability(name: str, value: float) -> float:
 def locked_mask(like: Tensor, p: float) -> Tensor:
     """Draw a mask shaped as ``like``: each value 0 with probability ``p``, else 1 / (1 - p), so that the mean is 1."""
     return F.dropout(torch.ones_like(like), p)
+
+
+def masked(vectors: Tensor, mask: Tensor | None) -> Tensor:
+    """``vectors`` times a mask that was drawn for them; None drops nothing."""
+    return vectors if mask is None else vectors * mask
 
 
 def zoneout(previous: Tensor, proposed: Tensor, p: float, training: bool) -> Tensor:
@@ -64,7 +69,7 @@ class LockedDropout(nn.Module):
         """Return the input, ``[time, batch, features]`` or as ``batch_first`` says, with features dropped."""
         if input.dim() != 3:
             raise ValueError(f"LockedDropout: expected input with 3 dimensions, got shape {tuple(input.shape)}")
-        if not self.training or not self.p:
+        if not self.training or not self.p or not input.numel():
             return input
         time = 1 if self.batch_first else 0
         return input * locked_mask(input.narrow(time, 0, 1), self.p)

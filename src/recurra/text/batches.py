@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -250,23 +250,26 @@ class Batch(NamedTuple):
         return Batch(self.inputs.to(device), self.targets.to(device), self.lengths, resets)
 
 
-class _Batches(Sequence[Batch]):
+Made = TypeVar("Made")
+
+
+class MadeBatches(Sequence[Made]):
     """Batches that are made when asked for, by number."""
 
     @overload
-    def __getitem__(self, index: int) -> Batch: ...
+    def __getitem__(self, index: int) -> Made: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Batch]: ...
-    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+    def __getitem__(self, index: slice) -> list[Made]: ...
+    def __getitem__(self, index: int | slice) -> Made | list[Made]:
         if isinstance(index, slice):
             return [self._make(number) for number in range(*index.indices(len(self)))]
         return self._make(range(len(self))[index])
 
-    def _make(self, number: int) -> Batch:
+    def _make(self, number: int) -> Made:
         raise NotImplementedError
 
 
-class ContiguousStreams(_Batches):
+class ContiguousStreams(MadeBatches[Batch]):
     """A text cut into rows of equal length that are read side by side, chunk after chunk (truncated BPTT).
 
     Row b of B is tokens b*n up to (b+1)*n, n = tokens // B; the at most B-1 tokens after the last row are left out.
@@ -331,7 +334,7 @@ class ContiguousStreams(_Batches):
         )
 
 
-class LineBatches(_Batches):
+class LineBatches(MadeBatches[Batch]):
     """Lines read each by itself, several of about the same length side by side.
 
     Lines are shuffled, sorted by length (so equal lengths stay shuffled), cut into batches, and the batches shuffled:
@@ -368,11 +371,8 @@ class LineBatches(_Batches):
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(len(lengths))
         self._order = order[np.argsort(lengths[order], kind="stable")]
-        if tokens_per_batch is None:
-            cuts = np.arange(0, len(order), batch_size)
-        else:
-            cuts = _cuts(lengths[self._order], tokens_per_batch)
-        self._bounds = np.stack([cuts, np.append(cuts[1:], len(order))], axis=1)
+        firsts = cuts(lengths[self._order], tokens_per_batch, batch_size)
+        self._bounds = np.stack([firsts, np.append(firsts[1:], len(order))], axis=1)
         random.shuffle(self._bounds)
 
     def __len__(self) -> int:
@@ -395,14 +395,22 @@ class LineBatches(_Batches):
         )
 
 
-def _cuts(lengths: Offsets, tokens_per_batch: int) -> Offsets:
-    """Return where batches begin in lines sorted by length, each batch as large as its tokens allow."""
-    cuts = []
+def cuts(lengths: Offsets, most_tokens: int | None, most_rows: int | None) -> Offsets:
+    """Return where batches begin in sequences sorted by length, each as large as its steps and rows allow.
+
+    Args:
+        lengths: rising, 1 or more.
+        most_tokens: steps in a batch, padding among them; a longer sequence has a batch of its own. None: any number.
+        most_rows: sequences in a batch. None: any number.
+    """
+    firsts = []
     begin = 0
     while begin < len(lengths):
-        cuts.append(begin)
-        most = max(1, tokens_per_batch // int(lengths[begin]))
-        following = lengths[begin : begin + most]
-        padded = following * np.arange(1, len(following) + 1)
-        begin += max(1, int(np.searchsorted(padded, tokens_per_batch, side="right")))
-    return np.asarray(cuts, OFFSETS)
+        firsts.append(begin)
+        rows = len(lengths) - begin if most_rows is None else most_rows
+        if most_tokens is not None:
+            following = lengths[begin : begin + max(1, min(rows, most_tokens // int(lengths[begin])))]
+            padded = following * np.arange(1, len(following) + 1)
+            rows = max(1, int(np.searchsorted(padded, most_tokens, side="right")))
+        begin += rows
+    return np.asarray(firsts, OFFSETS)

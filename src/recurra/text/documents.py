@@ -27,6 +27,10 @@ BLOCK_BYTES = 1 << 16
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+class NotText(UserError):
+    """What was to be read as text is binary, or in another encoding."""
+
+
 @dataclass(frozen=True)
 class Document:
     """A named run of lines.
@@ -202,7 +206,7 @@ def _decoded(file: IO[bytes], name: str, encoding: str, errors: str) -> Iterator
         text = _with_plain_ends(text.removesuffix(carried))
         if "\0" in text:
             line += text[: text.index("\0")].count("\n")
-            raise UserError(f"{name}, line {line}: a NUL: this is a binary file, or needs --encoding utf-16")
+            raise NotText(f"{name}, line {line}: a NUL: this is a binary file, or needs --encoding utf-16")
         yield text
         if not block:
             return
@@ -210,13 +214,13 @@ def _decoded(file: IO[bytes], name: str, encoding: str, errors: str) -> Iterator
         offset += len(block)
 
 
-def _misfit(name: str, line: int, position: int, error: UnicodeDecodeError, block: bytes) -> UserError:
+def _misfit(name: str, line: int, position: int, error: UnicodeDecodeError, block: bytes) -> NotText:
     """Describe a byte that is not in the encoding, and what to do about it."""
     if position == 0 and block.startswith(UTF_16_MARKS):
-        return UserError(f"{name}: begins with the mark of UTF-16, not {error.encoding}; give --encoding utf-16")
+        return NotText(f"{name}: begins with the mark of UTF-16, not {error.encoding}; give --encoding utf-16")
     if b"\0" in block and b"\0" not in "a".encode(error.encoding):
-        return UserError(f"{name}: a binary file, not text: byte offset {position} is not {error.encoding}")
-    return UserError(
+        return NotText(f"{name}: a binary file, not text: byte offset {position} is not {error.encoding}")
+    return NotText(
         f"{name}, line {line}, byte offset {position}: 0x{error.object[error.start]:02x} is not {error.encoding};"
         " give --encoding, e.g. latin-1, or --errors replace"
     )

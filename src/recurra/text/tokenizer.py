@@ -97,6 +97,10 @@ class Tokenizer(ABC):
         """Return the token of an id, as the vocabulary has it."""
         return self.vocabulary.tokens[id]
 
+    def piece(self, id: int) -> str:
+        """Return what a reader of it should see of a token: of byte pairs the letters, with ▁ for a space."""
+        return self.token(id)
+
     def id(self, token: str) -> int:
         """Return the id of a token: that of ``<unk>`` for one that is not in the vocabulary."""
         return self.vocabulary.id(token)
@@ -192,6 +196,15 @@ class BytePairTokenizer(Tokenizer):
     def to_mapping(self) -> dict[str, Any]:
         """Return all that there is to it, its merges too, as JSON holds it."""
         return {**super().to_mapping(), "merges": self._merges}
+
+    def piece(self, id: int) -> str:
+        """As in :class:`Tokenizer`; bytes that are no letter by themselves are �."""
+        from tokenizers.decoders import ByteLevel
+
+        if id < len(SPECIAL):
+            return self.token(id)
+        text: str = ByteLevel().decode([self.token(id)])
+        return text.replace(" ", "▁")
 
     def _encode(self, text: str) -> Ids:
         return _flat(map(self._ids_of_chunks.__getitem__, _chunks(text)))
