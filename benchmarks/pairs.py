@@ -1,14 +1,14 @@
 """Data for translators that do not translate: sections and their headings, remarks and replies.
 
     python benchmarks/pairs.py headings wikitext-2 -o headings
-    python benchmarks/pairs.py replies gutenberg -o replies
+    python benchmarks/pairs.py replies gutenberg tiny-shakespeare -o replies
 
 Headings: of each section of WikiText-2's articles, the text as it begins, and its heading, a summary in a few words;
 those with a word that the corpus hides are left out. The three parts are those of the corpus.
 
 Replies: in novels, where paragraphs that begin with a quotation follow each other, what is said in the first and what
-is answered in the second. One of ten books is the test part, and a tenth of the others' pairs, in a row, the validation
-part.
+is answered in the second; in plays, one speech and the next; of no more than 40 words each. One novel is the test part,
+and a tenth of the pairs of each of the others, in a row, the validation part.
 
 Writes ``train.tsv``, ``valid.tsv`` and ``test.tsv``, for ``recurra train translator``.
 """
@@ -25,6 +25,7 @@ SHORTEST = 20
 UNSAID = re.compile(r"^[\W_]*$")
 QUOTED = re.compile(r'["“]([^"“”]+)["”]')
 TEST_BOOK = "emma"
+SPEECH = re.compile(r"[A-Z][\w' ]*:\n(.+)", re.DOTALL)
 LONGEST = 40  # words of a remark
 
 
@@ -45,10 +46,10 @@ def headings(source: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def replies(source: Path) -> dict[str, list[tuple[str, str]]]:
-    """Remarks of novels with what is answered to them."""
+def replies(sources: list[Path]) -> dict[str, list[tuple[str, str]]]:
+    """Remarks of novels and plays with what is answered to them."""
     found: dict[str, list[tuple[str, str]]] = {"train": [], "valid": [], "test": []}
-    for path in sorted(source.glob("*.txt")):
+    for path in sorted(path for source in sources for path in source.glob("*.txt")):
         text = path.read_text(encoding="utf-8", errors="replace").replace("\r", "")
         pairs = list(_answered(re.split(r"\n\s*\n", text)))
         if TEST_BOOK in path.name.lower():
@@ -65,21 +66,25 @@ def _answered(paragraphs: Iterable[str]) -> Iterator[tuple[str, str]]:
     for paragraph in paragraphs:
         joined = " ".join(paragraph.split())
         said = " ".join(part.strip(" ,") for part in QUOTED.findall(joined)) if joined[:1] in '"“' else ""
+        if speech := SPEECH.match(paragraph):
+            said = " ".join(speech[1].split())
+        if UNSAID.match(said) or len(said.split()) > LONGEST:
+            said = ""
         if before and said:
             yield before, said
-        before = "" if UNSAID.match(said) or len(said.split()) > LONGEST else said
+        before = said
 
 
 def main() -> None:
     """Write the three parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("headings", "replies"))
-    parser.add_argument("source", type=Path)
+    parser.add_argument("sources", type=Path, nargs="+", metavar="source")
     parser.add_argument("-o", "--folder", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.folder.exists():
         parser.error(f"{arguments.folder} is there already: name a new folder")
-    found = (headings if arguments.what == "headings" else replies)(arguments.source)
+    found = headings(arguments.sources[0]) if arguments.what == "headings" else replies(arguments.sources)
     arguments.folder.mkdir(parents=True)
     for part, pairs in found.items():
         path = arguments.folder / f"{part}.tsv"

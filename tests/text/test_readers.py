@@ -274,6 +274,10 @@ class TestRecordings:
             Recording("sub/a.npy", folder / "sub" / "a.npy", "one"),
         ]
 
+    def test_a_manifest_names_drawings(self, folder):
+        path = file(folder / "m.tsv", "c.txt\tx\n")
+        assert list(read_recordings(path)) == [Recording("c.txt", folder / "c.txt", "x")]
+
     def test_folders_and_single_files(self, folder):
         paths = [folder / "b.wav", folder / "sub" / "a.npy"]
         assert list(read_recordings(folder, labelled=False)) == [Recording(str(path), path) for path in paths]
@@ -308,7 +312,7 @@ class TestRecordings:
         ("content", "message"),
         [
             ("b.wav\tx\nd.wav\ty\n", r"m\.tsv, line 2: there is no \S*d\.wav"),
-            ("c.txt\tx\n", r"line 1: expected a recording named \.wav or \.npy, got 'c\.txt'"),
+            ("c.mp3\tx\n", r"line 1: expected a recording named \.wav, \.npy or \.txt, got 'c\.mp3'"),
             ("b.wav\n", "no column for the transcript"),
             (
                 "b.wav\tx\t1\n",
