@@ -27,7 +27,7 @@ from recurra.text.tokenizer import (
 )
 from recurra.text.vocabulary import LINE_END, UNKNOWN
 
-__all__ = ["TranslationCodec", "TranslationSettings"]
+__all__ = ["TranslationCodec", "TranslationSettings", "one_line"]
 
 UNITS = ("words", "byte-pairs", "characters")
 SAME_LETTERS = 0.9  # share of the targets' letters that sources have too, from which one vocabulary does for both
