@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import io
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ from recurra.config import UserError
 from recurra.models.classifier import Classifier
 from recurra.models.tagger import Tagger
 from recurra.models.transcriber import Transcriber
+from recurra.text.columns import words_of
 from recurra.text.examples import Encoded, collate
 from recurra.text.features import Features, FeatureSettings, log_mel
 from recurra.text.readers import Sentence
@@ -23,7 +23,6 @@ from recurra.text.readers import Sentence
 __all__ = ["FrameStream", "follow"]
 
 CHUNK = 1 << 16  # bytes that are taken at a time, at most; fewer where no more are there yet
-SPACES = re.compile("[ \t]+")  # between words, as in files
 FULL_SCALE = 1 << 15  # of 16-bit samples
 WAV = b"RIFF"  # what a .wav file begins with
 
@@ -65,7 +64,7 @@ def _words(file: BinaryIO, encoding: str, errors: str) -> Iterator[str | None]:
         *whole, last = rest.split("\n")
         rest = ""
         for line, complete in [*((line, True) for line in whole), (last, False)]:
-            words = [word for word in SPACES.split(line) if word]
+            words = words_of(line)
             if not complete and block and words and line[-1] not in " \t":
                 rest = words.pop()
             yield from words

@@ -17,6 +17,7 @@ from recurra.models.reader import Reader, ReaderSettings
 from recurra.models.tagger import Tagger, TaggerSettings
 from recurra.models.task import TaskModel
 from recurra.models.transcriber import Transcriber, TranscriberSettings
+from recurra.models.translation import one_line
 from recurra.models.translator import Translator, TranslatorSettings
 from recurra.text import tag_schemes
 from recurra.text.readers import (
@@ -34,7 +35,7 @@ from recurra.text.readers import (
     write_sentences,
 )
 
-__all__ = ["TASKS", "Say", "Task", "several", "write_json"]
+__all__ = ["TASKS", "Say", "Task", "several"]
 
 Say = Callable[[str], None]
 Tagged = Iterable[tuple[Any, Any]]  # examples with their predictions
@@ -123,6 +124,7 @@ class Task(NamedTuple):
         training: how it is trained where that is left open (None).
         quick: options of decoding while it trains.
         decoding: names of the options of decoding that it takes.
+        names: what a prediction's JSON says of which example it is of.
     """
 
     title: str
@@ -142,6 +144,7 @@ class Task(NamedTuple):
     check: Callable[[Sequence[Any]], None] = lambda examples: None
     quick: Mapping[str, Any] = {}
     decoding: tuple[str, ...] = ()
+    names: Callable[[Any], Mapping[str, str]] = lambda example: {}
 
     def read(
         self, sources: Sequence[str], settings: Any, *, labelled: bool = True, say: Say = lambda _: None
@@ -162,6 +165,14 @@ class Task(NamedTuple):
         yield from self.open(list(sources), settings, common)
         for what, count in tally.items():
             say(f"{', '.join(sources)}: {count:,} {what}")
+
+    def write_json(self, predicted: Tagged, file: TextIO, _: int = 1) -> None:
+        """A line of JSON for each prediction, with :attr:`names` of its example."""
+        for example, prediction in predicted:
+            names = self.names(example)
+            print(
+                json.dumps({**names, **prediction} if names else prediction, ensure_ascii=False), file=file, flush=True
+            )
 
     def splits(self, sources: Sequence[str], settings: Any, say: Say = lambda _: None) -> dict[str, list[Any]]:
         """The examples of ``train``, ``valid`` and ``test``.
@@ -192,11 +203,6 @@ def several(text: str) -> list[str]:
     parts = text.split(",")
     end = next((end for end in range(len(parts), 0, -1) if Path(",".join(parts[:end])).exists()), 1)
     return [",".join(parts[:end]), *(several(",".join(parts[end:])) if parts[end:] else ())]
-
-
-def _plain(text: str) -> str:
-    """A text as models see it, with one space between words."""
-    return " ".join(text.split())
 
 
 def _column(name: str | None) -> str | int | None:
@@ -355,7 +361,7 @@ def _score_answers(examples: Sequence[Question], predictions: Sequence[dict[str,
 def _write_answers(predicted: Tagged, file: TextIO, _: int) -> None:
     """A line for each question: its id and the answer, in which white space is one space."""
     for question, prediction in predicted:
-        print(question.id, " ".join(prediction["answer"].split()), sep="\t", file=file, flush=True)
+        print(question.id, one_line(prediction["answer"]), sep="\t", file=file, flush=True)
 
 
 # ---- transcriber ----------------------------------------------------------------------------------------------------
@@ -390,17 +396,6 @@ def _write_transcripts(predicted: Tagged, file: TextIO, n_best: int) -> None:
             print(recording.name, each["text"], f"{each['score']:.4f}", sep="\t", file=file, flush=True)
 
 
-def write_json(predicted: Tagged, file: TextIO, _: int = 1) -> None:
-    """A line of JSON for each prediction, whatever the task, with what its question or recording is called."""
-    for example, prediction in predicted:
-        name: dict[str, str] = {}
-        if isinstance(example, Question):
-            name = {"id": example.id}
-        elif isinstance(example, Recording):
-            name = {"path": example.name}
-        print(json.dumps({**name, **prediction} if name else prediction, ensure_ascii=False), file=file, flush=True)
-
-
 TASKS = {
     "tagger": Task(
         title="tagger",
@@ -426,7 +421,7 @@ TASKS = {
         settings=ClassifierSettings,
         model=Classifier,
         open=_open_labelled,
-        key=lambda example: _plain(example.text),
+        key=lambda example: one_line(example.text),
         example=_labelled,
         known=lambda example: example.label is not None,
         reads=lambda example: example.text,
@@ -442,7 +437,7 @@ TASKS = {
         settings=TranslatorSettings,
         model=Translator,
         open=_open_pairs,
-        key=lambda example: _plain(example.source),
+        key=lambda example: one_line(example.source),
         example=_pair,
         known=lambda example: example.target is not None,
         reads=lambda example: example.source,
@@ -467,6 +462,7 @@ TASKS = {
         score=_score_answers,
         metric=("exact_match",),
         write=_write_answers,
+        names=lambda example: {"id": example.id},
         training={"batch_size": 32, "batch_tokens": 16384, "learning_rate": 3e-3},
     ),
     "transcriber": Task(
@@ -483,6 +479,7 @@ TASKS = {
         score=_score_transcripts,
         metric=("-cer",),
         write=_write_transcripts,
+        names=lambda example: {"path": example.name},
         training={"batch_size": 32, "batch_tokens": 20000, "learning_rate": 3e-3},
         decoding=("beam", "n_best", "language_model", "lm_weight", "word_bonus"),
     ),

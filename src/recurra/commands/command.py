@@ -6,15 +6,26 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recurra.config import ArgumentParser
+from recurra.config import ArgumentParser, UserError
 from recurra.files import finite
 
 if TYPE_CHECKING:
     from recurra.evaluation import Evaluation
 
-__all__ = ["Command", "complain", "loading_flags", "positive", "print_json", "summary"]
+__all__ = [
+    "Command",
+    "complain",
+    "draw_learning_curve",
+    "loading_flags",
+    "positive",
+    "print_json",
+    "stopped",
+    "summary",
+]
 
 
 class Command(NamedTuple):
@@ -49,6 +60,24 @@ def loading_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("float32", "int8"), default="float32", help="of the weights; int8: faster one by one"
     )
+
+
+def stopped(kind: str, directory: Path, by: int) -> int:
+    """Say how a run that a signal stopped goes on; returns the exit status."""
+    return complain(
+        f"stopped; everything is saved in {directory}: go on with `recurra train {kind} -o {directory} --resume`",
+        128 + by,
+    )
+
+
+def draw_learning_curve(directory: Path) -> None:
+    """A picture of how training went beside the model, where there was a log and matplotlib is installed."""
+    log = directory / "log.jsonl"
+    if log.exists():
+        with suppress(UserError):
+            from recurra.plotting import learning_curve
+
+            learning_curve(log, directory / "learning_curve.png", title=str(directory.name))
 
 
 def summary(result: Evaluation) -> str:

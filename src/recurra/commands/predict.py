@@ -6,12 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recurra.commands.command import Command, complain, positive
+from recurra.commands.command import Command, draw_learning_curve, positive, stopped
 from recurra.commands.reporter import Reporter
 from recurra.config import ArgumentParser, UserError, add_flags
 
@@ -87,16 +86,10 @@ def _train(kind: str, arguments: argparse.Namespace) -> int:
     if not distributed.is_writer():
         return 0
     if outcome.stopped:
-        return complain(
-            f"stopped; everything is saved in {directory}: go on with `recurra train {kind} -o {directory} --resume`",
-            128 + outcome.stopped,
-        )
+        return stopped(kind, directory, outcome.stopped)
     for split, scores in outcome.scores.items():
         print(f"{split:<6}{_summary(scores)}")
-    with suppress(UserError):  # a picture too, where matplotlib is installed
-        from recurra.plotting import learning_curve
-
-        learning_curve(directory / "log.jsonl", directory / "learning_curve.png", title=str(directory.name))
+    draw_learning_curve(directory)
     print(f"model in {directory}: try `recurra predict {directory}`")
     return 0
 
@@ -176,7 +169,6 @@ def _predict_flags(parser: ArgumentParser) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from recurra.predictor import Predictor
     from recurra.streaming import follow
-    from recurra.tasks import write_json
 
     predictor = Predictor.load(arguments.directory, device=arguments.device)
     options, reading = _decoding(arguments, predictor.kind), _reading(arguments, predictor)
@@ -191,7 +183,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             print(piece, flush=True)
         return 0
     examples = predictor.read(arguments.data, say=_note, **reading)
-    write = write_json if arguments.json else predictor.task.write
+    write = predictor.task.write_json if arguments.json else predictor.task.write
     write(predictor.stream(examples, **options), sys.stdout, options.get("n_best", 1))
     return 0
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from recurra.commands.command import Command, complain, summary
+from recurra.commands.command import Command, draw_learning_curve, stopped, summary
 from recurra.commands.reporter import Reporter
-from recurra.config import ArgumentParser, UserError, add_flags
+from recurra.config import ArgumentParser, add_flags
 
 __all__ = ["COMMANDS"]
 
@@ -75,17 +74,10 @@ def _train(kind: str, arguments: argparse.Namespace) -> int:
     if not distributed.is_writer():
         return 0
     if outcome.stopped:
-        return complain(
-            f"stopped; everything is saved in {directory}: go on with `recurra train {kind} -o {directory} --resume`",
-            128 + outcome.stopped,
-        )
+        return stopped(kind, directory, outcome.stopped)
     for split, evaluation in outcome.evaluations.items():
         print(f"{split:<6}{summary(evaluation)}")
-    if (directory / "log.jsonl").exists():
-        with suppress(UserError):  # a picture too, where matplotlib is installed
-            from recurra.plotting import learning_curve
-
-            learning_curve(directory / "log.jsonl", directory / "learning_curve.png", title=str(directory.name))
+    draw_learning_curve(directory)
     print(f"model in {directory}: try `recurra generate {directory}`")
     return 0
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from recurra.config import UserError, setting
 from recurra.models.protocol import LossSum, State
+from recurra.models.tensors import take_over
 from recurra.nn.classes import ClassSoftmax, assign_ngrams
 from recurra.nn.hashed import HashedNgrams
 from recurra.nn.sampled import NCE, BlackOut, SampledOutput, SampledSoftmax
@@ -268,17 +269,9 @@ class NeuralLM(nn.Module, ABC):
         model.load_tensors(tensors)
         return model
 
-    @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`tensors` returned."""
-        own = self.tensors()
-        for name in sorted(own.keys() | tensors.keys()):
-            expected = tuple(own[name].shape) if name in own else "none"
-            found = tuple(tensors[name].shape) if name in tensors else "none"
-            if expected != found:
-                raise UserError(f"{name}: expected {expected} by the settings, found {found}")
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+        take_over(self.tensors(), tensors)
 
     def _restarted(self, state: State, rows: Tensor) -> State:
         """A state of the way of reading, those rows, ``[batch]`` of truth values, as if they had read nothing."""

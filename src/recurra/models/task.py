@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from recurra.config import UserError
 from recurra.models.protocol import LossSum
+from recurra.models.tensors import take_over
 from recurra.text.examples import Encoded, ExampleBatch
 
 __all__ = ["Codec", "Look", "TaskModel"]
@@ -154,18 +154,10 @@ class TaskModel(nn.Module, ABC):
         """What is saved: the parameters by name."""
         return dict(self.named_parameters())
 
-    @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`tensors` returned.
 
         Raises:
             UserError: they are not those that the settings ask for.
         """
-        own = dict(self.named_parameters())
-        for name in sorted(own.keys() | tensors.keys()):
-            expected = tuple(own[name].shape) if name in own else "none"
-            found = tuple(tensors[name].shape) if name in tensors else "none"
-            if expected != found:
-                raise UserError(f"{name}: expected {expected} by the settings, found {found}")
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+        take_over(dict(self.named_parameters()), tensors)

@@ -27,7 +27,7 @@ from recurra.text.tokenizer import (
 )
 from recurra.text.vocabulary import LINE_END, UNKNOWN
 
-__all__ = ["TranslationCodec", "TranslationSettings"]
+__all__ = ["TranslationCodec", "TranslationSettings", "one_line"]
 
 UNITS = ("words", "byte-pairs", "characters")
 SAME_LETTERS = 0.9  # share of the targets' letters that sources have too, from which one vocabulary does for both
@@ -108,8 +108,8 @@ class TranslationCodec(Codec[Pair]):
         """
         if not examples:
             raise UserError("there is no pair of texts to learn from")
-        sources = [_one_line(pair.source) for pair in examples]
-        targets = [_one_line(_target(pair)) for pair in examples]
+        sources = [one_line(pair.source) for pair in examples]
+        targets = [one_line(_target(pair)) for pair in examples]
         for name, lines in (("source", sources), ("target", targets)):
             if not any(lines):
                 raise UserError(f"every {name} text is empty: there is nothing to learn")
@@ -138,11 +138,11 @@ class TranslationCodec(Codec[Pair]):
         Raises:
             UserError: a target is asked for, and there is none.
         """
-        text = _one_line(example.source)
+        text = one_line(example.source)
         source = _ids(self.source, text)[: self.longest_source]
         arrays = {"source": np.append(source, LINE_END)}
         if targets:
-            target = _ids(self.target, _one_line(_target(example)))
+            target = _ids(self.target, one_line(_target(example)))
             whole = len(target) <= self.longest_target
             arrays["target"] = np.append(target, LINE_END) if whole else target[: self.longest_target]
         length, count = max(map(len, arrays.values())), len(arrays.get("target", ()))
@@ -208,7 +208,8 @@ class TranslationCodec(Codec[Pair]):
         )
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text with one space between words, whatever white space there was."""
     return " ".join(text.split())
 
 

@@ -144,7 +144,7 @@ def _sentences(
     if kind == "lines":
         if labelled:
             raise UserError(f"{document.name}: lines of words have no tags; expected CoNLL-U or columns")
-        lines = ([part for part in _SPACES.split(line)[::2] if part] for line in document.lines())
+        lines = map(words_of, document.lines())
         yield from (Sentence(tuple(words)) for words in lines if words)
         return
     layout = _layout(first, kind == "conllu", word, tag, labelled, f"{document.name}, line {number}")
@@ -276,6 +276,11 @@ def _cut(line: str, layout: _Layout, labelled: bool, first: int, where: str) -> 
         raise UserError(f"{where}: the tag is empty")
     before, after = "".join(parts[: 2 * layout.tag]), "".join(parts[2 * layout.tag + 1 :])
     return cells[layout.word], tag, Slot(lead + before, after + trail)
+
+
+def words_of(line: str) -> list[str]:
+    """Return what stands between the spaces and tabs of a line; other white space is part of a word."""
+    return [part for part in _SPACES.split(line)[::2] if part]
 
 
 def _sentence(words: list[str], tags: list[str], rows: list[str | Slot]) -> Sentence:
