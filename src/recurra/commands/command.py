@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from recurra.evaluation import Evaluation
 
 __all__ = [
+    "PICTURES",
     "Command",
+    "check_outputs",
     "complain",
     "draw_learning_curve",
     "loading_flags",
+    "output_flag",
     "positive",
     "print_json",
     "stopped",
     "summary",
 ]
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 class Command(NamedTuple):
@@ -52,6 +57,37 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def output_flag(parser: ArgumentParser, *others: str) -> None:
+    """The flag ``-o FILE`` of what is found: a picture, or another form that a file's name can end in."""
+    forms = ", ".join((*PICTURES, *others))
+    parser.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help=f"write it, in the form that the name ends in: {forms}; may be repeated",
+    )
+
+
+def check_outputs(paths: Sequence[Path], *others: str) -> None:
+    """Tell before the work what could not be written after it.
+
+    Raises:
+        UserError: a form that is neither a picture nor one of the others, a folder that is missing, no matplotlib.
+    """
+    for path in paths:
+        if path.suffix not in (*PICTURES, *others):
+            raise UserError(f"{path}: unknown form; end the name in one of {', '.join((*PICTURES, *others))}")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder")
+    if any(path.suffix in PICTURES for path in paths):
+        from recurra.plotting import figure_of
+
+        figure_of(1, 1)  # matplotlib is an extra
 
 
 def loading_flags(parser: ArgumentParser) -> None:
