@@ -335,6 +335,10 @@ class Trainer:
             self._end(log)
         return self._stop
 
+    def finish(self) -> None:
+        """End the run after the step at hand as a limit would: for a ``score`` or ``watch`` that has seen enough."""
+        self.run_state.finished = True
+
     def _step(self, batch: Any) -> tuple[float, int, float]:
         """One update. Returns the loss in nats and the tokens of the whole batch, and the norm of the gradient."""
         settings = self.settings

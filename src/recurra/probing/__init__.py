@@ -7,19 +7,16 @@ Stanford's lectures on language models put it. In real texts, what is measured i
 it comes again (compare Khandelwal et al. 2018).
 """
 
-from recurra.probing.made_up_texts import (
-    CopyTask,
+from recurra.probing.made_up_recall import (
     RecallModel,
     RecallResult,
     RecallRow,
     RecallSettings,
-    SentenceTask,
     draw_recall,
-    example,
     recall,
     recall_table,
-    task_of,
 )
+from recurra.probing.made_up_texts import CopyTask, SentenceTask, example, task_of
 from recurra.probing.real_texts import (
     RepeatedRow,
     RepeatedSettings,
