@@ -44,15 +44,16 @@ def test_sgd_is_clipped_to_what_its_rate_is_for():
     assert settled(optimizer="sgd", clip_norm=0.0)[1].clip_norm == 0.0
 
 
-def test_a_plain_recurrent_network_learns_at_a_lower_rate():
+def test_other_cells_than_the_lstm_learn_at_a_lower_rate():
     words = SimpleNamespace(kind="words", vocabulary=range(8_000))
-    rates = [
-        settle("lm", RecurrentLMSettings(cell=cell), TrainingSettings(epochs=5), range(1_000_000), words)[
-            1
-        ].learning_rate
-        for cell in ("lstm", "rnn")
-    ]
-    assert rates[1] < rates[0]
+
+    def rate(cell, **options):
+        training = TrainingSettings(epochs=5, **options)
+        return settle("lm", RecurrentLMSettings(cell=cell), training, range(1_000_000), words)[1].learning_rate
+
+    assert rate("gru") < rate("rnn") < rate("lstm")
+    assert rate("gru", learning_rate=0.01) == 0.01
+    assert rate("gru", optimizer="sgd") == rate("lstm", optimizer="sgd")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -54,6 +54,7 @@ def sections(kind: str) -> dict[str, type[Any]]:
 
 ROWS_OF_VALIDATION = 10  # rows that validation during training is read in, each from the zero state: an estimate
 SPLITS = ("train", "valid", "test")
+HIGHEST_RATES = {"rnn": 5e-3, "gru": 3e-3}  # of Adam: above, these cells are thrown off, the sooner the more often
 
 
 @dataclass(frozen=True)
@@ -439,8 +440,7 @@ def settle(
         hidden, batch_size, dropout, rate = 512, 64, min(0.5, 0.04 * passes), 8e-3
     else:
         hidden, batch_size, dropout, rate = (384 if read > 6e6 else 256), 40, min(0.5, 0.04 * passes), 8e-3
-    if getattr(model, "cell", None) == "rnn":
-        rate = min(rate, 5e-3)  # plain recurrent networks diverge sooner
+    rate = min(rate, HIGHEST_RATES.get(getattr(model, "cell", ""), rate))
     if training.optimizer not in ("adam", "adamw"):
         rate = LEARNING_RATES[training.optimizer]
     batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
