@@ -1,8 +1,8 @@
 """Norms of ∂J(t)/∂h(i) for all pairs of steps: recurra.gradients, in one pass, against T backward passes of autograd.
 
-    python benchmarks/gradient_map.py [--hidden-size 650] [--layers 2] [--length 200] [--rounds 3]
+    python benchmarks/gradient_map.py [--hidden-size 650] [--layers 2] [--length 200] [--rounds 3] [--dtype float32]
 
-All get the same numbers, which is checked, from the same LSTM in float32, and all of them read the text too. The T
+All get the same numbers, which is checked, from the same LSTM, and all of them read the text too. The T
 passes go over one graph that is kept, in two ways: ``J[t].backward()`` with ``retain_grad()`` of the states, as one
 would write it, which makes gradients of the weights besides; and ``torch.autograd.grad`` with respect to the states
 alone. The one pass is bound by its products: GFLOP/s are those of T²/2 vectors through every matrix.
@@ -32,12 +32,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     arguments = parser.parse_args()
     keep_memory()
     torch.manual_seed(1)
     size, layers, length = arguments.hidden_size, arguments.layers, arguments.length
-    stack = LSTM(size, size, layers).eval()
-    inputs, scores = torch.randn(length, size), torch.nn.Linear(size, CLASSES)
+    dtype = getattr(torch, arguments.dtype)
+    stack = LSTM(size, size, layers, dtype=dtype).eval()
+    inputs, scores = torch.randn(length, size, dtype=dtype), torch.nn.Linear(size, CLASSES, dtype=dtype)
     targets = torch.randint(CLASSES, (length,))
 
     def loss(outputs: torch.Tensor) -> torch.Tensor:
@@ -74,7 +76,7 @@ def main() -> None:
     }
     gradient_map(Unrolled(stack, inputs[:2], lambda outputs: outputs.sum(1)))  # torch loads what it needs for batches
     print(machine())
-    print(f"LSTM, {layers} layers of {size} units, {length} steps")
+    print(f"LSTM, {layers} layers of {size} units, {length} steps, {arguments.dtype}")
     results, times = {}, {name: [] for name in ways}
     for _ in range(arguments.rounds):
         for name, run in ways.items():
@@ -86,7 +88,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"  {name:22} {value:8.2f} s {value / own:8.1f}")
     products = length * (length + 1) / 2 * (2 * layers - 1) * 2 * 4 * size**2
-    print(f"  one pass: {1e-9 * products / own:.0f} GFLOP/s, a large square product {1e-9 * peak():.0f}")
+    print(f"  one pass: {1e-9 * products / own:.0f} GFLOP/s, a large square product of float32 {1e-9 * peak():.0f}")
     for name, norms in results.items():
         np.testing.assert_allclose(norms, results["one pass"], rtol=1e-3, atol=1e-4 * norms.max(), err_msg=name)
 

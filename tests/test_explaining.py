@@ -15,13 +15,14 @@ from recurra.config import UserError
 from recurra.explaining import (
     Line,
     Situation,
-    clipping,
-    contributions,
-    fresh,
+    clip_both_ways,
+    gradient_by_autograd,
     reading,
+    small_layer,
     step_lines,
     text_gradient,
 )
+from recurra.gradients import Unrolled, weight_contributions
 from recurra.models.kneser_ney import NgramLM
 from recurra.models.recurrent_lm import RecurrentLM, RecurrentLMSettings
 from recurra.nn import GRU, LSTM, RNN, cells
@@ -54,8 +55,8 @@ def situation(name, steps=4):
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))  # gains too
-    words = torch.randn(steps, 1, 3, dtype=torch.float64)
-    return Situation(stack, cell, words, ["x"] * steps, lambda output: (output**2).sum(), "")
+    inputs = torch.randn(steps, 3, dtype=torch.float64)
+    return Situation(Unrolled(stack, inputs, lambda outputs: (outputs**2).sum(1)), cell, ["x"] * steps, "")
 
 
 def language_model(cell="lstm", **options):
@@ -90,7 +91,7 @@ class TestStep:
     @torch.no_grad()
     def test_values_are_those_of_the_cells(self, name):
         here = situation(name)
-        _, _, trace = here.stack(here.words, None, trace=True)
+        _, _, trace = here.stack(here.unrolled.inputs[:, None], None, trace=True)
         for layer in range(1, here.stack.num_layers + 1):
             weights = here.stack.weights(layer - 1)
             for unit in range(here.stack.hidden_widths[layer - 1]):
@@ -133,10 +134,10 @@ class TestStep:
         lm = language_model()
         here = reading(lm, "the cat sat")
         assert here.reads == ["<eos>", "the", "cat", "sat"]
-        assert here.words.dtype == torch.float64
+        assert here.unrolled.inputs.dtype == torch.float64
         assert lm.model.embedding.weight.dtype == torch.float32  # the model is left alone
         word = lm.model.embedding.weight[lm.tokenizer.id("sat")].double()
-        torch.testing.assert_close(step_lines(here).reads[0], word.detach())
+        torch.testing.assert_close(step_lines(here, layer=1).reads[0], word.detach())
 
     def test_of_independent_lines_only_the_last_is_read(self):
         lm = language_model(reset="lines")
@@ -146,12 +147,19 @@ class TestStep:
 
     def test_fresh_layers_follow_their_seed(self):
         state = torch.get_rng_state()
-        first, same, other = fresh("gru", seed=1), fresh("gru", seed=1), fresh("gru", seed=2)
+        first, same, other = (small_layer("gru", seed=seed) for seed in (1, 1, 2))
         assert torch.equal(torch.get_rng_state(), state)
         assert step_lines(first).lines == step_lines(same).lines
         assert step_lines(first).lines != step_lines(other).lines
-        with pytest.raises(UserError, match="seed"):
-            fresh("gru", seed=2**60)
+        assert first.reads == ["e(0)", "e(1)", "e(2)", "e(3)", "e(4)"]
+        for seed in (2**60, -1):
+            with pytest.raises(UserError, match="seed: expected 0 to"):
+                small_layer("gru", seed=seed)
+
+    def test_the_last_layer_is_shown_if_none_is_named(self):
+        here = situation("lstm residual")
+        assert step_lines(here, unit=1).lines == step_lines(here, layer=3, unit=1).lines
+        assert step_lines(here, unit=1).lines != step_lines(here, layer=1, unit=1).lines
 
     def test_ranges_are_told(self):
         with pytest.raises(UserError, match="unit: expected 0 to 3, got 4"):
@@ -170,22 +178,19 @@ class TestStep:
 
 class TestContributions:
     def test_by_the_chain_rule_by_hand(self):
-        here = fresh("rnn", seed=3, steps=5)
-        found = contributions(here, steps=4)
-        assert found.first == 2
+        here = small_layer("rnn", seed=3, steps=5)
+        found = weight_contributions(here.unrolled, target=4, steps=4, keep=True)
+        assert found.steps.tolist() == [1, 2, 3, 4]
         weights = {name: value.detach().numpy() for name, value in here.stack.named_parameters()}
-        hidden = [np.zeros(4)]
-        for word in here.words[:, 0].numpy():
+        hidden = [np.zeros(4)]  # before step 0
+        for word in here.unrolled.inputs.numpy():
             sums = weights["weight_hh_l0"] @ hidden[-1] + weights["weight_ih_l0"] @ word
             hidden.append(np.tanh(sums + weights["bias_ih_l0"] + weights["bias_hh_l0"]))
-        last = torch.tensor(hidden[-1][None], requires_grad=True)
-        loss = here.loss(last)
-        loss.backward()
-        assert found.loss == pytest.approx(loss.item())
-        backward = last.grad[0].numpy()
-        for step in (5, 4, 3, 2):
-            delta = backward * (1 - hidden[step] ** 2)
-            np.testing.assert_allclose(found.parts[step - 2], np.outer(delta, hidden[step - 1]), atol=1e-14)
+        backward = here.unrolled.seeds[-1].numpy()
+        assert float(here.unrolled.losses[-1]) == pytest.approx(0.5 * (backward**2).sum())  # h(4) minus the target
+        for step in (4, 3, 2, 1):
+            delta = backward * (1 - hidden[step + 1] ** 2)
+            np.testing.assert_allclose(found.parts[step - 1], np.outer(delta, hidden[step]), atol=1e-14)
             backward = weights["weight_hh_l0"].T @ delta
 
     @pytest.mark.parametrize("name", STACKS)
@@ -193,12 +198,20 @@ class TestContributions:
     def test_the_sum_is_what_autograd_gives(self, name, steps):
         here = situation(name, steps=4)
         for layer in range(1, here.stack.num_layers + 1):
-            found = contributions(here, layer=layer, steps=steps)
+            found = weight_contributions(here.unrolled, layer - 1, target=3, steps=steps, keep=True)
             assert len(found.parts) == min(steps, 4)
-            torch.testing.assert_close(found.total, found.together, rtol=1e-9, atol=1e-12)
-            assert found.difference < 1e-12 * max(1, float(found.together.abs().max()))
+            together = gradient_by_autograd(here, layer=layer, steps=steps)
+            torch.testing.assert_close(found.total, together, rtol=1e-9, atol=1e-12)
             assert bool(found.parts[0].any()) == (steps < 4)  # before the first step of all, h is 0
             assert found.parts[-1].any()
+
+    @pytest.mark.parametrize("name", ["lstm projected, dense", "gru no bias, highway"])
+    def test_autograd_is_that_of_the_whole_stack(self, name):
+        here = situation(name, steps=4)
+        outputs, _ = here.stack(here.unrolled.inputs[:, None])
+        expected = torch.autograd.grad((outputs[-1] ** 2).sum(), [here.stack.weights(n).weight_hh for n in range(3)])
+        for layer, gradient in enumerate(expected, 1):
+            torch.testing.assert_close(gradient_by_autograd(here, layer=layer), gradient, rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize(
         "options",
@@ -218,11 +231,10 @@ class TestContributions:
                 lm.model.hashed.table.normal_()
         text = "the cat sat\nthe dog"
         here = reading(lm, text, target=True)
-        found = contributions(here, layer=2, steps=3)
         token, expected = lm.surprisal(text)[-2]  # the last is the line end that evaluation adds
         assert token == "dog"
-        assert found.loss == pytest.approx(expected, rel=1e-4)
-        assert found.difference < 1e-12
+        assert here.reads[-1] == "the"
+        assert float(here.unrolled.losses[-1]) == pytest.approx(expected, rel=1e-4)
         assert "'dog'" in here.what
 
     def test_there_must_be_something_to_predict(self):
@@ -230,12 +242,12 @@ class TestContributions:
             reading(language_model(), "", target=True)
         here = reading(language_model(), "the", target=True)
         assert here.reads == ["<eos>"]
-        assert not contributions(here).parts.any()
+        assert not gradient_by_autograd(here).any()
 
 
 class TestClipping:
     def test_by_hand(self):
-        found = clipping([3.0, -4.0], norm=1.0, value=2.0)
+        found = clip_both_ways([3.0, -4.0], norm=1.0, value=2.0)
         assert (found.before.norm, found.before.largest, found.before.cosine) == (5, 4, pytest.approx(1))
         assert found.factor == pytest.approx(1 / (5 + 1e-6), rel=1e-12)
         assert found.by_norm.gradient.tolist() == pytest.approx([0.6, -0.8], rel=1e-6)
@@ -245,10 +257,10 @@ class TestClipping:
         assert found.by_value.cosine == pytest.approx(14 / (5 * math.sqrt(8)))
 
     def test_short_gradients_stay_as_they_are(self):
-        found = clipping([0.3, -0.4], norm=1.0, value=0.5)
+        found = clip_both_ways([0.3, -0.4], norm=1.0, value=0.5)
         assert found.factor == 1
         assert found.by_norm.gradient.tolist() == found.by_value.gradient.tolist() == [0.3, -0.4]
-        assert clipping([0.0], norm=1.0, value=1.0).by_norm.cosine == 1
+        assert clip_both_ways([0.0], norm=1.0, value=1.0).by_norm.cosine == 1
 
     @pytest.mark.parametrize(
         ("gradient", "norm", "value", "message"),
@@ -262,7 +274,7 @@ class TestClipping:
     )
     def test_mistakes(self, gradient, norm, value, message):
         with pytest.raises(UserError, match=message):
-            clipping(gradient, norm=norm, value=value)
+            clip_both_ways(gradient, norm=norm, value=value)
 
     def test_a_text_s_gradient_is_the_slope_of_its_surprisal(self):
         lm = language_model()
@@ -286,3 +298,19 @@ class TestClipping:
         assert (found[0] - found[1]) / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-6)
         with pytest.raises(UserError, match="text is empty"):
             text_gradient(lm, "")
+
+    @pytest.mark.parametrize("reset", ["lines", "documents", "none"])
+    def test_a_text_s_gradient_begins_anew_where_training_did(self, reset):
+        """It is the slope of what evaluation finds."""
+        lm = language_model(reset=reset)
+        gradient = text_gradient(lm, TEXT)
+        lm.model.double()
+        start = torch.nn.utils.parameters_to_vector(lm.model.parameters()).detach()
+        torch.manual_seed(0)
+        direction, found = torch.randn_like(gradient), []
+        for sign in (1, -1):
+            torch.nn.utils.vector_to_parameters(start + sign * 1e-5 * direction, lm.model.parameters())
+            found.append(np.mean([nats for _, nats in lm.surprisal(TEXT)]))
+        assert (found[0] - found[1]) / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-6)
+        carried = text_gradient(language_model(), TEXT)
+        assert torch.allclose(gradient, carried, rtol=1e-3) == (reset != "lines")

@@ -1,6 +1,7 @@
 """Whatever happens while a file is written, a reader finds the old content or the new."""
 
 import errno
+import json
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from recurra.files import finite, remove_leftovers, written_whole
+from recurra.files import finite, json_text, remove_leftovers, written_whole
 
 
 @pytest.fixture
@@ -144,3 +145,35 @@ def test_json_has_no_number_that_is_not_finite():
     assert finite({"a": [1.5, math.nan], "b": (math.inf, "x", None, True)}) == {
         "a": [1.5, None], "b": [None, "x", None, True]
     }  # fmt: skip
+
+
+def test_json_has_an_entry_a_line_but_numbers_on_one():
+    content = {
+        "numbers": [1, 2.5, None, True],
+        "words": ["a", 'é "'],
+        "nested": {"1": (), 2: {}, "rows": [[1, 2], [3]]},
+        "nothing": [],
+        "last": "x",
+    }
+    text = json_text(content)
+    assert json.loads(text) == json.loads(json.dumps(content))
+    assert text.splitlines() == [
+        "{",
+        ' "numbers": [1, 2.5, null, true],',
+        ' "words": [',
+        '  "a",',
+        '  "é \\""',
+        " ],",
+        ' "nested": {',
+        '  "1": [],',
+        '  "2": {},',
+        '  "rows": [',
+        "   [1, 2],",
+        "   [3]",
+        "  ]",
+        " },",
+        ' "nothing": [],',
+        ' "last": "x"',
+        "}",
+    ]
+    assert [json_text(plain) for plain in ("a", 1, None, [], {})] == ['"a"', "1", "null", "[]", "{}"]

@@ -11,6 +11,7 @@ from torch import nn
 from recurra.config import UserError, from_mapping, to_mapping
 from recurra.generation import (
     GenerationSettings,
+    IncrementalDecoder,
     beam_search,
     generate,
     generate_stream,
@@ -317,6 +318,15 @@ def test_half_a_character_at_the_end_is_given_away_at_last():
     settings = GenerationSettings(greedy=True, max_tokens=3)
     pieces = [piece.text for piece in generate_stream(ScriptLM(script, 258), [], settings, as_bytes)]
     assert pieces == ["n", "a", "\ufffd"]
+
+
+def test_what_was_held_back_can_be_had_between_two_tokens():
+    decoder = IncrementalDecoder(as_bytes)
+    first, *rest = (byte + 2 for byte in "ß!".encode())
+    assert decoder.push(first) == ""
+    assert decoder.finish() == "\ufffd"
+    assert decoder.finish() == ""  # once
+    assert "".join(map(decoder.push, rest)) == "!"  # and it stays what it was given away as
 
 
 def test_text_that_may_become_the_stop_string_waits():

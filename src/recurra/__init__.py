@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import agreement, gradients, nn, probing
+    from . import gradients, nn, probing
     from .comparison import compare
     from .config import UserError
     from .language_model import LanguageModel, load
@@ -32,7 +32,6 @@ __all__ = [
     "LanguageModel",
     "Predictor",
     "UserError",
-    "agreement",
     "compare",
     "gradients",
     "load",
@@ -52,7 +51,6 @@ _HOMES = {
     "LanguageModel": "recurra.language_model",
     "Predictor": "recurra.predictor",
     "UserError": "recurra.config",
-    "agreement": "recurra.agreement",
     "compare": "recurra.comparison",
     "gradients": "recurra.gradients",
     "load": "recurra.language_model",

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recurra.config import UserError
-from recurra.files import written_whole
+from recurra.files import json_text, written_whole
 
 __all__ = [
     "SETTINGS",
@@ -159,15 +159,18 @@ def read_log(path: Path) -> list[dict[str, Any]] | None:
     A run that was killed may leave its last line unfinished: that one is passed over.
 
     Raises:
-        UserError: a line holds anything else.
+        UserError: it cannot be read, or a line holds anything else.
     """
     if not path.exists():
         return None
-    texts = path.read_text(encoding="utf-8").splitlines()
+    try:
+        texts = path.read_bytes().splitlines()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); restore it or train again") from error
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = json.loads(text.decode())
         except ValueError as error:
             if number == len(texts):
                 break
@@ -181,8 +184,7 @@ def read_log(path: Path) -> list[dict[str, Any]] | None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
     with written_whole(path) as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(json_text(content) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

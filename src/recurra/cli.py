@@ -46,7 +46,7 @@ COMMANDS = {
     **probe.COMMANDS,
     **report.COMMANDS,
 }
-TWO_WORDS = ("train", "explain", "probe")  # the first words of commands that have two
+TWO_WORDS = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # the first words of commands that have two
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,12 +18,12 @@ from recurra.checkpoint import SETTINGS, WEIGHTS, read_json, write_json
 from recurra.config import UserError
 from recurra.evaluation import Evaluation
 from recurra.files import written_whole
+from recurra.language_model import held_out
 from recurra.mixing import mix
 from recurra.models.kinds import KINDS
 from recurra.plotting import bars
 from recurra.presets import PRESETS
 from recurra.recipes import train_lm
-from recurra.text.batches import TokenStream
 from recurra.text.corpora import CorpusSettings, open_corpus
 from recurra.text.tokenizer import TokenizerSettings, word_kind
 from recurra.training import Diverged, TrainingSettings, Watcher
@@ -290,7 +290,14 @@ class _Run:
         identity = {**self._identity(mixture), "models": made_of}
         if (folder / RESULTS).exists() and read_json(folder / ROW) == identity:
             return
-        streams = {split: TokenStream.open(models[0] / "training" / split) for split in ("valid", "test")}
+        streams = {}
+        for split in ("valid", "test"):
+            stream = held_out(models[0], split)
+            if stream is None:
+                raise UserError(
+                    f"{models[0]}: its {split} text is not there any more; delete the folder to train again"
+                )
+            streams[split] = stream
         (folder / RESULTS).unlink(missing_ok=True)
         lm = mix(models, folder, streams["valid"], cache=mixture.settings.get("cache", 0), overwrite=True, say=self.say)
         evaluations: dict[str, Evaluation] = {}

@@ -1,6 +1,7 @@
-"""The numbers behind the equations: one step of a cell line by line, a gradient step by step, clipping.
+"""The numbers behind the equations: one step of a cell line by line, a gradient through time, clipping.
 
-Everything is computed in float64, whatever the model's weights are saved in. Layers are counted from 1, units from 0.
+Everything is computed in float64, whatever the model's weights are saved in. Layers are counted from 1, units and steps
+from 0: step t reads token t - 1, step 0 the line end before the text, and predicts token t.
 """
 
 from __future__ import annotations
@@ -8,36 +9,36 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from recurra.config import UserError
+from recurra.evaluation import row_starts
+from recurra.gradients import Unrolled, check_seed, unroll_model
 from recurra.language_model import LanguageModel
-from recurra.models.neural import Reading
 from recurra.models.recurrent_lm import CELLS, RecurrentLM
-from recurra.nn.cells import NONLINEARITIES, HiddenState, LSTMState, State, Weights, drive, recall
+from recurra.nn.cells import NONLINEARITIES, State, Weights, drive, recall
 from recurra.nn.recurrent import Recurrent
 from recurra.optimization import clip_gradients
-from recurra.text.batches import Batch
+from recurra.text.batches import Batch, TokenStream
 from recurra.text.vocabulary import LINE_END
 
 __all__ = [
+    "CellStep",
     "Clipped",
-    "Clipping",
-    "Contributions",
+    "ClippedBothWays",
     "Line",
     "Situation",
-    "Step",
-    "clipping",
-    "contributions",
-    "fresh",
+    "clip_both_ways",
+    "gradient_by_autograd",
     "reading",
+    "small_layer",
     "step_lines",
     "text_gradient",
 ]
@@ -75,35 +76,44 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Situation:
-    """A stack and what it reads, T steps from the zero state.
+    """A stack that has read T steps from the zero state, of which the last is looked at.
 
     Attributes:
-        stack: float64, without dropout.
+        unrolled: the stack, in float64 and without dropout, with what it read and the loss J(t) of every step.
         cell: ``lstm``, ``gru`` or ``rnn``.
-        words: e(1) to e(T), ``[T, 1, H_in]``.
-        reads: what to call them.
-        loss: J as a function of the last step's output ``[1, H_out]``.
-        what: J in words.
+        reads: what to call what is read at each step.
+        what: the last step's J in words.
     """
 
-    stack: Recurrent
+    unrolled: Unrolled
     cell: str
-    words: Tensor
     reads: list[str]
-    loss: Callable[[Tensor], Tensor]
     what: str
 
-    def check(self, layer: int, unit: int) -> None:
-        """Raise UserError where there is no such layer or unit."""
-        if not 1 <= layer <= self.stack.num_layers:
-            raise UserError(f"layer: expected 1 to {self.stack.num_layers}, got {layer}")
-        size = self.stack.hidden_widths[layer - 1]
+    @property
+    def stack(self) -> Recurrent:
+        """The stack."""
+        return self.unrolled.stack
+
+    def layer(self, number: int | None, unit: int = 0) -> int:
+        """The number of a layer, from 1; the last for None.
+
+        Raises:
+            UserError: there is no such layer, or unit in it.
+        """
+        number = self.stack.num_layers if number is None else number
+        if not 1 <= number <= self.stack.num_layers:
+            raise UserError(f"layer: expected 1 to {self.stack.num_layers}, got {number}")
+        size = self.stack.hidden_widths[number - 1]
         if not 0 <= unit < size:
             raise UserError(f"unit: expected 0 to {size - 1}, got {unit}")
+        return number
 
 
-def fresh(cell: str, *, seed: int = 1, steps: int = 5) -> Situation:
-    """A layer of 4 units that reads random vectors of 3 features; J is half the squared distance of h(T) from a target.
+def small_layer(cell: str, *, seed: int = 1, steps: int = 5) -> Situation:
+    """A fresh layer of 4 units that reads random vectors of 3 features.
+
+    J(t) is half the squared distance of h(t) from a target.
 
     Args:
         cell: ``lstm``, ``gru`` or ``rnn``.
@@ -111,23 +121,17 @@ def fresh(cell: str, *, seed: int = 1, steps: int = 5) -> Situation:
         steps: T.
 
     Raises:
-        UserError: a seed that is too large.
+        UserError: a seed that is none.
     """
-    if seed > 2**53:
-        raise UserError(f"seed: expected 0 to {2**53}, got {seed}")
+    check_seed(seed)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         stack = CELLS[cell](INPUT_SIZE, HIDDEN_SIZE, dtype=torch.float64).eval()
-        words = torch.randn(steps, 1, INPUT_SIZE, dtype=torch.float64)
+        inputs = torch.randn(steps, INPUT_SIZE, dtype=torch.float64)
         target = torch.rand(1, HIDDEN_SIZE, dtype=torch.float64) * 2 - 1
-    return Situation(
-        stack,
-        cell,
-        words,
-        [f"e({step})" for step in range(1, steps + 1)],
-        lambda output: 0.5 * ((output - target) ** 2).sum(),
-        "half the squared distance of h(T) from a target",
-    )
+    unrolled = Unrolled(stack, inputs, lambda outputs: 0.5 * ((outputs - target) ** 2).sum(1))
+    names = [f"e({step})" for step in range(steps)]
+    return Situation(unrolled, cell, names, f"half the squared distance of h({steps - 1}) from a target")
 
 
 def reading(lm: LanguageModel, text: str, *, target: bool = False) -> Situation:
@@ -136,43 +140,32 @@ def reading(lm: LanguageModel, text: str, *, target: bool = False) -> Situation:
     Args:
         lm: the model.
         text: as it stands; of a model whose lines are independent only the last line counts.
-        target: keep the last token back, as what is to be predicted: J is its surprisal in nats.
+        target: keep the last token back, as what is to be predicted: the last J is its surprisal in nats. Otherwise it
+            is that of a line end.
 
     Raises:
         UserError: another kind of model, or nothing to predict.
     """
     if not isinstance(lm.model, RecurrentLM):
         raise UserError(f"expected a recurrent language model (lm), this one is of kind {lm.kind!r}")
-    ids: list[int] = [LINE_END, *lm.tokenizer.encode(text).tolist()]
-    goal = LINE_END
-    if target:
-        if len(ids) < 2:
-            raise UserError("text: expected at least one token, whose surprisal is the loss; give --text")
-        goal = ids.pop()
+    ids: list[int] = [*lm.tokenizer.encode(text).tolist(), *([] if target else [LINE_END])]
+    if not ids:
+        raise UserError("text: expected at least one token, whose surprisal is the loss; give --text")
+    read = [LINE_END, *ids[:-1]]
     if lm.model.settings.reset == "lines":
-        ids = ids[len(ids) - 1 - ids[::-1].index(LINE_END) :]
+        ids = ids[len(read) - 1 - read[::-1].index(LINE_END) :]
+        read = [LINE_END, *ids[:-1]]
     model = copy.deepcopy(lm.model).cpu().double().eval()
-    inputs = torch.tensor(ids)[:, None]
-    with torch.no_grad():
-        words = model.embedding(inputs)
-    histories = None
-    if model.hashed is not None:
-        histories = model.hashed.histories(inputs, model.start(1).words)[0][-1]
-
-    def loss(output: Tensor) -> Tensor:
-        vectors = model.output_norm(model.bridge(output))
-        return -model.reading_log_probs(Reading(vectors, histories))[0, goal]
-
-    names = [lm.tokenizer.token(id) for id in ids]
-    what = f"-log p({lm.tokenizer.token(goal)!r}), the surprisal of what follows, in nats"
-    return Situation(model.recurrent, model.settings.cell, words, names, loss, what)
+    names = [lm.tokenizer.token(id) for id in read]
+    what = f"-log p({lm.tokenizer.token(ids[-1])!r}), the surprisal of what follows, in nats"
+    return Situation(unroll_model(model, ids), model.settings.cell, names, what)
 
 
 # ---- one step -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Step:
+class CellStep:
     """A step of one layer and what led to it.
 
     Attributes:
@@ -187,30 +180,25 @@ class Step:
 
 
 @torch.no_grad()
-def step_lines(situation: Situation, *, layer: int = 1, unit: int = 0) -> Step:
+def step_lines(situation: Situation, *, layer: int | None = None, unit: int = 0) -> CellStep:
     """The last step of a situation in one layer: the equations of ``nn/cells.py``, with the numbers of one unit.
+
+    Args:
+        situation: what is read.
+        layer: from 1; None for the last.
+        unit: from 0.
 
     Raises:
         UserError: there is no such layer or unit.
     """
-    situation.check(layer, unit)
-    stack = situation.stack
-    _, _, trace = stack(situation.words, None, trace=True)
-    reads = below = situation.words[-1]
-    for number in range(layer - 1):  # as the stack goes from layer to layer
-        output = stack._connect(number, trace.layers[number][0]["hidden"][-1], below)
-        below = torch.cat((below, output), -1) if stack.connections == "dense" else output
-        reads = below
-    own = trace.layers[layer - 1][0]
-    width, size = stack.hidden_widths[layer - 1], stack.hidden_sizes[layer - 1]
-    past = len(situation.words) > 1
-    hidden = own["hidden"][-2] if past else reads.new_zeros(1, width)
-    before: State = HiddenState(hidden)
-    if stack.state_type is LSTMState:
-        before = LSTMState(hidden, own["cell"][-2] if past else reads.new_zeros(1, size))
-    weights = stack.weights(layer - 1)
+    index = situation.layer(layer, unit) - 1
+    stack, unrolled = situation.stack, situation.unrolled
+    taken = unrolled.step(len(unrolled) - 1)
+    reads = taken.reads[index].detach()
+    before = type(taken.before[index])(*(part.detach() for part in taken.before[index]))
+    weights = unrolled.weights[index]
     lines = {"lstm": _lstm, "gru": _gru, "rnn": _rnn}[situation.cell](stack, weights, reads, before)
-    return Step(
+    return CellStep(
         reads,
         before,
         [
@@ -326,63 +314,30 @@ def _added(terms: dict[str, Tensor]) -> Tensor:
 # ---- backpropagation through time -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Contributions:
-    r"""The gradient of one step's loss with respect to W_h, as a sum over the steps that W_h was used at.
+def gradient_by_autograd(situation: Situation, *, layer: int | None = None, steps: int = 5) -> Tensor:
+    """What autograd gives for the last step's J and the one W_h that a layer has in all of the last ``steps`` steps.
 
-    .. math:: \frac{\partial J}{\partial W_h} = \sum_k \left.\frac{\partial J}{\partial W_h}\right|_{(k)}
+    The state before them is taken as given (truncated backpropagation). It is what the contributions of these steps
+    sum to: :func:`recurra.gradients.weight_contributions`.
 
-    (Werbos 1990, "Backpropagation through time: what it does and how to do it".) The summand of step k is the gradient
-    with respect to the W_h of step k alone, as if every step had one of its own.
-
-    Attributes:
-        loss: J.
-        first: the number of the first of the K steps, from 1; the state before it is taken as given (truncated BPTT).
-        parts: the summands ``[K, gates * H_cell, H_out]``.
-        together: what autograd gives for one W_h in all K steps, ``[gates * H_cell, H_out]``.
-    """
-
-    loss: float
-    first: int
-    parts: Tensor
-    together: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """The sum over the steps."""
-        return self.parts.sum(0)
-
-    @property
-    def difference(self) -> float:
-        """How far the sum is from what autograd gives, in the entry where it is farthest."""
-        return float((self.total - self.together).abs().max())
-
-
-def contributions(situation: Situation, *, layer: int = 1, steps: int = 5) -> Contributions:
-    """Take the gradient of the last step's J apart, over the last ``steps`` steps, or all if there are fewer.
+    Returns:
+        ``[gates * H_cell, H_out]``.
 
     Raises:
         UserError: there is no such layer.
     """
-    situation.check(layer, 0)
-    stack, words = situation.stack, situation.words
-    count = min(steps, len(words))
-    state = stack.initial_state(1)
-    if count < len(words):
-        with torch.no_grad():
-            _, state = stack(words[:-count], state)
-    name = f"weight_hh_l{layer - 1}"
-    weight = stack.get_parameter(name).detach()
-    copies = [weight.clone().requires_grad_() for _ in range(count)]
-    reached: Any = state
-    for own, word in zip(copies, words[-count:], strict=True):
-        output, reached = functional_call(stack, {name: own}, (word[None], reached))
-    loss = situation.loss(output[-1])
-    parts = torch.stack(torch.autograd.grad(loss, copies))
-    shared = weight.clone().requires_grad_()
-    output, _ = functional_call(stack, {name: shared}, (words[-count:], state))
-    (together,) = torch.autograd.grad(situation.loss(output[-1]), shared)
-    return Contributions(float(loss.detach()), len(words) - count + 1, parts, together)
+    index = situation.layer(layer) - 1
+    unrolled, last = situation.unrolled, len(situation.unrolled) - 1
+    shared = unrolled.weights[index].weight_hh.clone().requires_grad_()
+    weights = list(unrolled.weights)
+    weights[index] = weights[index]._replace(weight_hh=shared)
+    first = max(0, last + 1 - steps)
+    states, output = unrolled.states[first], unrolled.inputs
+    for step in range(first, last + 1):
+        taken = unrolled.stack.step(unrolled.inputs[step : step + 1], states, weights)
+        states, output = taken.after, taken.output
+    (gradient,) = torch.autograd.grad(output, shared, unrolled.seeds[last:])
+    return gradient
 
 
 # ---- clipping -------------------------------------------------------------------------------------------------------
@@ -406,7 +361,7 @@ class Clipped:
 
 
 @dataclass(frozen=True)
-class Clipping:
+class ClippedBothWays:
     """A gradient before and after clipping (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
 
     Attributes:
@@ -422,7 +377,7 @@ class Clipping:
     by_value: Clipped
 
 
-def clipping(gradient: Sequence[float] | Tensor, *, norm: float, value: float) -> Clipping:
+def clip_both_ways(gradient: Sequence[float] | Tensor, *, norm: float, value: float) -> ClippedBothWays:
     """Clip a gradient both ways, by what the trainer does (:func:`recurra.optimization.clip_gradients`).
 
     Args:
@@ -451,22 +406,30 @@ def clipping(gradient: Sequence[float] | Tensor, *, norm: float, value: float) -
 
     before = clipped(norm=None, value=None)
     factor = min(1.0, norm / (before.norm + 1e-6))
-    return Clipping(before, factor, clipped(norm=norm, value=None), clipped(norm=None, value=value))
+    return ClippedBothWays(before, factor, clipped(norm=norm, value=None), clipped(norm=None, value=value))
 
 
 def text_gradient(lm: LanguageModel, text: str) -> Tensor:
     """The gradient of a text's mean surprisal with respect to all of a model's weights, ``[weights]``.
+
+    The state starts anew where it did in training, as in evaluation.
 
     Raises:
         UserError: another kind of model, or an empty text.
     """
     if not isinstance(lm.model, RecurrentLM):
         raise UserError(f"expected a recurrent language model (lm), this one is of kind {lm.kind!r}")
-    ids = torch.tensor([LINE_END, *lm.tokenizer.encode(text).tolist()])[:, None]
-    if len(ids) < 2:
+    ids = lm.tokenizer.encode(text)
+    if not len(ids):
         raise UserError("text: expected at least one token; the text is empty")
+    stream = TokenStream.from_tokens(ids)
+    starts = row_starts(lm.model.settings.reset, stream.document_starts, stream.line_starts)
+    targets = torch.from_numpy(np.asarray(ids, np.int64))[:, None]
+    resets = torch.zeros_like(targets, dtype=torch.bool)
+    resets[np.asarray(starts, np.int64)] = True
     model = copy.deepcopy(lm.model).cpu().double().eval()
-    loss, _ = model(Batch(ids[:-1], ids[1:]))
+    inputs = torch.cat((torch.full_like(targets[:1], LINE_END), targets[:-1]))
+    loss, _ = model(Batch(inputs, targets, resets=resets))
     loss.mean.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat([(grad.to_dense() if grad.is_sparse else grad).flatten() for grad in gradients])

@@ -1,8 +1,9 @@
-"""Writing files so that a reader finds the old content or the new, never a part of it."""
+"""Writing files so that a reader finds the old content or the new, never a part of it; and the JSON that is in them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -64,3 +65,29 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(content: Any, indent: int = 0) -> str:
+    """JSON of names, numbers, strings and lists, an entry a line; but a list of numbers is one line.
+
+    Args:
+        content: mappings have strings or whole numbers as keys.
+        indent: of the lines after the first, in spaces.
+    """
+    if isinstance(content, dict):
+        brackets = "{}"
+        entries = [
+            f"{json.dumps(str(name), ensure_ascii=False)}: {json_text(each, indent + 1)}"
+            for name, each in content.items()
+        ]
+    elif isinstance(content, list | tuple) and not all(
+        each is None or isinstance(each, int | float) for each in content
+    ):
+        brackets = "[]"
+        entries = [json_text(each, indent + 1) for each in content]
+    else:
+        return json.dumps(content, ensure_ascii=False)
+    if not entries:
+        return brackets
+    line = "\n" + " " * indent
+    return f"{brackets[0]}{line} {f',{line} '.join(entries)}{line}{brackets[1]}"

@@ -176,7 +176,7 @@ def generate_stream(
     Yields:
         For every token of every row its piece; rows take turns.
     """
-    writer = _Writer(decode, prompt, settings.stop)
+    writer = IncrementalDecoder(decode, prompt, settings.stop)
     with evaluating(lm):
         if not settings.beam:
             yield from _choose_tokens(lm, prompt, settings, writer)
@@ -280,7 +280,7 @@ def restrict(log_probs: Tensor, *, temperature: float = 1.0, top_k: int = 0, top
 
 
 def _choose_tokens(
-    lm: LanguageModelProtocol, prompt: Sequence[int], settings: GenerationSettings, writer: _Writer
+    lm: LanguageModelProtocol, prompt: Sequence[int], settings: GenerationSettings, writer: IncrementalDecoder
 ) -> Iterator[Piece]:
     """Sample, or choose greedily, one token after the other in all rows; a row leaves the batch when it has ended."""
     device = device_of(lm)
@@ -377,10 +377,21 @@ def _ranked(hypotheses: list[Hypothesis], length_penalty: float) -> list[Hypothe
     return sorted(hypotheses, key=lambda hypothesis: -_score(hypothesis, length_penalty))
 
 
-class _Writer:
-    """Turns the tokens of one row into text as they come, and gives away only what no later token can change."""
+class IncrementalDecoder:
+    """Turns tokens into text as they come, and gives away only what no later token can change.
 
-    def __init__(self, decode: Decode, prompt: Sequence[int], stop: str) -> None:
+    What it gave away and :meth:`finish` together are what decoding all tokens at once gives, up to the stop string.
+
+    Args:
+        decode: a tokenizer's.
+        prompt: what the tokens go on from; none of its text is given away.
+        stop: the text ends before this string; none if empty.
+
+    Attributes:
+        stopped: whether the stop string has come.
+    """
+
+    def __init__(self, decode: Decode, prompt: Sequence[int] = (), stop: str = "") -> None:
         ends = [place for place, token in enumerate(prompt) if token == LINE_END]
         self._decode = decode
         self._stop = stop
@@ -389,14 +400,14 @@ class _Writer:
         self._held = ""  # may be the beginning of the stop string
         self.stopped = False
 
-    def copy(self) -> _Writer:
-        """Return another writer that goes on from here."""
+    def copy(self) -> IncrementalDecoder:
+        """Return another one that goes on from here."""
         other = copy.copy(self)
         other._line = self._line.copy()
         return other
 
     def push(self, token: int) -> str:
-        """Add a token, and return the text that is certain now; `stopped` says whether the stop string has come."""
+        """Add a token, and return the text that is certain now."""
         self._line.append(token)
         text = self._decode(self._line)
         end = len(text)
@@ -409,10 +420,12 @@ class _Writer:
         return self._release(certain)
 
     def finish(self) -> str:
-        """Return what was held back, now that no token will follow."""
-        text = self._release(self._decode(self._line)[self._taken :])
+        """Return what was held back, since no token to come belongs to it."""
+        text = self._decode(self._line)
+        rest = self._release(text[self._taken :])
+        self._taken = max(self._taken, len(text))
         held, self._held = self._held, ""
-        return text + held
+        return rest + held
 
     def _release(self, text: str) -> str:
         """Return held and new text, less an end that may be the beginning of the stop string."""

@@ -42,12 +42,12 @@ from recurra.models.neural import NeuralLM
 from recurra.models.neural_cache import NeuralCache, tune
 from recurra.models.protocol import LanguageModelProtocol, StoredModel
 from recurra.models.recurrent_lm import RecurrentLM
-from recurra.nn import native
+from recurra.nn import Recurrent, native
 from recurra.text.batches import ContiguousStreams, TokenStream
 from recurra.text.tokenizer import Tokenizer, WordTokenizer, tokenizer_from_mapping
 from recurra.text.vocabulary import LINE_END
 
-__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "load"]
+__all__ = ["CacheSettings", "Component", "LanguageModel", "MixtureSettings", "assemble", "held_out", "load"]
 
 SAMPLE_ROWS, SAMPLE_STEPS, SAMPLE_BATCHES = 20, 35, 50  # what gradients are known from before dynamic evaluation
 COUNTED_ROWS = 256  # lines that a model of counts reads side by side: searching a table is faster for many at once
@@ -183,9 +183,22 @@ class LanguageModel:
         parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
         return not any(isinstance(part, NeuralLM) for part in parts)
 
+    @property
+    def recurrent(self) -> Recurrent | None:
+        """Its stack of recurrent layers; None where it has none, as a mixture, whose models have their own."""
+        return self.model.recurrent if isinstance(self.model, RecurrentLM) else None
+
     def parts(self) -> list[Path | None]:
         """Where the models of a mixture are; none for any other model."""
         return list(self.model.paths()) if isinstance(self.model, SavedMixture) else []
+
+    def held_out(self, split: str = "valid") -> TokenStream | None:
+        """The text that training set aside, as it stayed in the model's folder; None where it is not, or is empty.
+
+        Args:
+            split: ``valid`` or ``test``.
+        """
+        return None if self.path is None else held_out(self.path, split)
 
     # ---- on disk --------------------------------------------------------------------------------------------------
 
@@ -445,6 +458,13 @@ def _load_arpa(path: Path) -> LanguageModel:
         raise UserError(f"{path}: expected the folder of a model, or an n-gram model named .arpa or .arpa.gz")
     model, vocabulary = read_arpa(path)
     return LanguageModel(model, WordTokenizer("whitespace", vocabulary), "ngram", path=path.resolve())
+
+
+def held_out(directory: Path, split: str) -> TokenStream | None:
+    """:meth:`LanguageModel.held_out` of a folder whose model need not be loaded for it."""
+    path = directory / "training" / split
+    stream = TokenStream.open(path) if path.exists() else None
+    return stream if stream is not None and len(stream) else None
 
 
 def load(directory: str | Path, *, device: str | None = None, precision: str = "float32") -> LanguageModel:

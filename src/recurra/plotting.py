@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +50,19 @@ def save(figure: Any, path: Path) -> None:
         file.write(content.getvalue())
 
 
-def learning_curve(log: Path, path: Path, *, title: str = "") -> None:
-    """Draw training and validation loss against tokens of time, from ``log.jsonl``.
+def learning_curve(lines: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
+    """Draw training and validation loss against time.
 
     Args:
-        log: what :class:`recurra.training.Trainer` logged.
+        lines: what :class:`recurra.training.Trainer` logged, as :func:`recurra.checkpoint.read_log` reads it.
         path: the picture; its suffix names the format.
         title: what stands above it.
 
     Raises:
-        UserError: matplotlib is missing, or the log is empty.
+        UserError: matplotlib is missing, or there are no lines.
     """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not lines:
-        raise UserError(f"{log}: holds nothing to draw yet")
+        raise UserError("the log holds nothing to draw yet")
     figure = figure_of(6.4, 4.0)
     axes = figure.add_subplot()
     trained = [line for line in lines if "loss" in line]

@@ -15,6 +15,7 @@ from recurra.checkpoint import SETTINGS, WEIGHTS, CheckpointError, read_settings
 from recurra.config import UserError, from_mapping
 from recurra.models.protocol import evaluating
 from recurra.models.task import Look, TaskModel
+from recurra.nn import Recurrent
 from recurra.tasks import TASKS, Say, Task
 from recurra.text.examples import Encoded, ExampleBatches
 
@@ -96,6 +97,12 @@ class Predictor:
         saved = {name: value for name, value in saved.items() if value is not None}
         settings = from_mapping(self.task.data, {**saved, **given}, "data")
         return self.task.read(sources, settings, labelled=labelled, say=say)
+
+    @property
+    def recurrent(self) -> Recurrent | None:
+        """The stack of recurrent layers that reads its examples; None where it has none."""
+        encoder: Any = getattr(self.model, "encoder", None)
+        return None if encoder is None else encoder.recurrent
 
     @property
     def hears(self) -> bool:

@@ -154,7 +154,7 @@ def explained(capsys, *arguments):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("of_model", [False, True])
 def test_numbers_of_a_step_are_those_computed(cell, of_model, models, capsys):
-    given = [models / cell, "--text", "the cat sat", "--layer", "2", "--unit", "17"] if of_model else ["--unit", "3"]
+    given = [models / cell, "--text", "the cat sat", "--unit", "17"] if of_model else ["--unit", "3"]
     text, result = explained(capsys, cell, *given)
     lines = text.splitlines()
     assert result["unit"] == int(given[-1])
@@ -171,7 +171,10 @@ def test_numbers_of_a_step_are_those_computed(cell, of_model, models, capsys):
         for number in line["terms"].values():
             assert min(abs(number - each) for each in shown) <= 5.1e-5
     assert text.startswith({"lstm": "LSTM", "gru": "GRU", "rnn": "simple RNN"}[cell])
-    assert (', at t = 4, reading "sat"' if of_model else ", at t = 3, reading e(3) (a fresh layer, seed 1)") in text
+    of_fresh = ", at t = 2, reading e(2) (a fresh layer, seed 1)"
+    assert (', layer 2, unit 17 of 20, at t = 3, reading "sat"' if of_model else of_fresh) in text
+    assert ("step t predicts token t" in text) == of_model
+    assert result["step"] == len(result["reads"]) - 1
 
 
 @pytest.mark.parametrize("of_model", [False, True])
@@ -189,13 +192,16 @@ def test_numbers_of_a_gradient_through_time_add_up(of_model, models, capsys):
     assert f"J = {result['loss']:.6f}" in text
     if of_model:
         assert [step["reads"] for step in result["steps"]] == ["the", "cat", "sat"]
-        assert "after step 1 is taken as given" in text
+        assert "The state after step 0 is taken as given" in text
+        assert result["layer"] == 2
         assert "contribution" not in result["steps"][0]  # 60 x 20 numbers
     else:
         assert len(result["steps"]) == 5
         matrices = [step["contribution"] for step in result["steps"]]
         assert math.sqrt(sum(x * x for row in matrices[-1] for x in row)) == pytest.approx(result["steps"][-1]["norm"])
-        assert "Step 1 adds nothing" in text
+        assert "Step 0 adds nothing" in text
+        assert [step["reads"] for step in result["steps"]] == [f"e({step})" for step in range(5)]
+        assert [step["step"] for step in result["steps"]] == list(range(5))
         assert result["steps"][0]["norm"] == 0
 
 
@@ -244,6 +250,9 @@ def test_clipping_with_a_log_and_a_gradient_of_a_model(models, capsys):
         (["rnn", "--unit", "-1"], "expected a whole number of at least 0, got '-1'"),
         (["gru", "--text", "the"], "--text: there is no model to read it"),
         (["gru", "{}/missing"], "no such folder"),
+        (["gru", "{}/gru", "--seed", "1"], "--seed: means nothing to a trained model"),
+        (["bptt", "--seed", "99999999999999999999999"], "seed: expected 0 to 9007199254740992"),
+        (["bptt", "{}/gru", "--text", "the", "--layer", "3"], "layer: expected 1 to 2, got 3"),
         (["bptt", "{}/gru"], "at least one token"),
         (["bptt", "{}/gru", "--cell", "gru"], "--cell: a model has its own"),
         (["bptt", "--steps", "20000"], "--steps: expected at most 10,000"),

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
+from recurra.commands import probe
 from recurra.commands.probe import COMMANDS
 from recurra.config import ArgumentParser, UserError
-from recurra.probing import made_up_texts
 
 ARPA = """\\data\\
 ngram 1=11
@@ -35,7 +35,7 @@ the men are old\tthe men is old\tplural\t0
 the man was old\tthe man were old\tsingular\t0
 the man has old\tthe man have old\tsingular\t1
 """
-QUICK = ["--cells", "gru", "--distances", "6", "--steps", "2", "--items", "4", "--hidden-size", "8"]
+QUICK = ["--cells", "gru", "--distances", "6", "--steps", "2", "--items", "4", "--hidden-size", "8", "--seeds", "1"]
 
 
 def run(capsys, name, *arguments):
@@ -65,7 +65,7 @@ def test_agreement_of_an_n_gram_model(capsys, model, pairs, tmp_path):
     status, output, errors = run(capsys, "probe agreement", model, pairs, "--per-pair", tmp_path / "scores.tsv")
     assert (status, errors) == (0, "")
     (line,) = (line for line in output.splitlines() if "all pairs" in line)
-    assert line.split()[:4] == ["all", "pairs", "3", "33.3"]
+    assert [cell.strip() for cell in line.split("|")][1:5] == ["all pairs", "", "3", "33.3"]
     assert "Left out: 1 of 4 pairs" in output
     outcomes = [line.split("\t")[0] for line in (tmp_path / "scores.tsv").read_text().splitlines()[1:]]
     assert outcomes == ["right", "wrong", "tie", "unknown"]
@@ -79,6 +79,7 @@ def test_agreement_for_programs(capsys, model, pairs):
     assert content["overall"]["ties"] == 1
     assert content["by_attractors"] == {"0": content["overall"]}
     assert content["unknown"] == {"has": 1, "have": 1}
+    assert content["skipped"] == {}
 
 
 def test_it_is_a_command(capsys, model, pairs):
@@ -93,26 +94,90 @@ def test_it_is_a_command(capsys, model, pairs):
 def test_the_shipped_pairs_are_the_default(capsys, model):
     _, output, _ = run(capsys, "probe agreement", model, "--lowercase", "--json")
     content = json.loads(output)
-    assert content["overall"]["pairs"] + content["left_out"] == 206
+    assert content["overall"]["pairs"] + content["left_out"] == 354
     assert content["recency"]["pairs"] > 20
-    assert set(content["unknown"]) == {"has", "have"}
+    assert {"has", "have", "stand", "stands"} <= set(content["unknown"])
+    assert content["unknown_elsewhere"]["king"] > 20
 
 
-def test_a_picture_of_agreement(capsys, model, pairs, tmp_path):
+def test_agreement_is_written_in_every_form(capsys, model, pairs, tmp_path):
     pytest.importorskip("matplotlib")
-    run(capsys, "probe agreement", model, pairs, "--picture", tmp_path / "a.png")
-    assert (tmp_path / "a.png").exists()
+    names = ("a.png", "a.json", "a.md", "b.svg")
+    outputs = [part for name in names for part in ("-o", tmp_path / name)]
+    _, output, _ = run(capsys, "probe agreement", model, pairs, *outputs)
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+    assert "all pairs" in (tmp_path / "b.svg").read_text()
+    assert (tmp_path / "a.md").read_text() == output
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["overall"]["pairs"] == 3
+    _, output, _ = run(capsys, "probe agreement", model, pairs, "--json")
+    assert json.loads(output) == content
+
+
+def test_verbs_that_are_not_read_are_told(capsys, model, tmp_path):
+    path = tmp_path / "l.tsv"
+    names = "orig_sentence\tverb\tverb_pos\tverb_index\tn_intervening\tn_diff_intervening"
+    lines = ["the man is old\tis\tVBZ\t3\t0\t0", "i am old\tam\tVBP\t2\t0\t0", "men 're old\t're\tVBP\t2\t0\t0"]
+    path.write_text("\n".join([names, *lines]) + "\n")
+    _, output, _ = run(capsys, "probe agreement", model, path)
+    assert "Not read: 2 pairs whose verb has no other form: am (1), 're (1)." in output
+    assert "0 nouns, 0 attractors" in output
+    _, output, _ = run(capsys, "probe agreement", model, path, "--json")
+    assert json.loads(output)["skipped"] == {"am": 1, "'re": 1}
+
+
+def test_small_letters_are_proposed(capsys, model):
+    _, output, _ = run(capsys, "probe agreement", model)
+    assert "In small letters the model knows The: try --lowercase." in output
+    _, output, _ = run(capsys, "probe agreement", model, "--lowercase")
+    assert "--lowercase" not in output
+
+
+@pytest.mark.parametrize("name", ["probe agreement", "probe recall"])
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("a.txt", r"a\.txt: unknown form; end the name in one of .*\.json, \.md"), ("gone/a.md", "gone: no such folder")],
+)
+def test_outputs_are_checked_before_the_work(capsys, tmp_path, name, output, message):
+    arguments = [tmp_path / "no-model"] if name == "probe agreement" else QUICK
+    with pytest.raises(UserError, match=message):
+        run(capsys, name, *arguments, "-o", tmp_path / output)
+
+
+def test_the_place_of_pairs_is_checked_before_the_work(capsys, tmp_path):
+    for place in (tmp_path, tmp_path / "gone" / "pairs.tsv"):
+        with pytest.raises(UserError, match="expected the name of a file in a folder that is there"):
+            run(capsys, "probe agreement", tmp_path / "no-model", "--per-pair", place)
 
 
 def test_recall_writes_and_prints_its_table(capsys, tmp_path):
-    status, output, errors = run(capsys, "probe recall", *QUICK, "-o", tmp_path / "r")
+    outputs = ["-o", tmp_path / "r.md", "-o", tmp_path / "r.json"]
+    status, output, errors = run(capsys, "probe recall", *QUICK, *outputs)
     assert status == 0
-    assert "| GRU, clipped at 1 |" in output
-    assert "at distance 6:" in errors
-    assert (tmp_path / "r" / "recall.md").read_text() == output
-    content = json.loads((tmp_path / "r" / "recall.json").read_text())
+    assert "GRU" in output
+    assert "distance 6" in errors
+    assert (tmp_path / "r.md").read_text() == output
+    content = json.loads((tmp_path / "r.json").read_text())
     assert content["complete"] is True
     assert [row["steps"] for row in content["rows"]] == [2]
+
+
+def test_recall_is_written_whenever_a_run_has_ended(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    written = []
+    monkeypatch.setattr(probe, "_write", lambda paths, content, table, draw: written.append((paths, content, draw)))
+    arguments = [*QUICK[:2], "--distances", "6,7", *QUICK[4:]]
+    run(capsys, "probe recall", *arguments, "-o", tmp_path / "r.png")
+    assert [len(content["rows"]) for _, content, _ in written] == [1, 2]
+    paths, _, draw = written[-1]
+    assert paths == [tmp_path / "r.png"]
+    draw(paths[0])
+    assert paths[0].stat().st_size > 5_000
+
+
+def test_numbers_that_are_not_finite_are_null_in_files(tmp_path):
+    probe._write([tmp_path / "a.json"], {"rows": [{"gain": float("nan"), "nats": float("inf")}]}, "", lambda path: None)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"rows": [{"gain": None, "nats": None}]}
 
 
 def test_recall_for_programs_says_nothing_else(capsys):
@@ -122,20 +187,19 @@ def test_recall_for_programs_says_nothing_else(capsys):
 
 
 def test_ctrl_c_leaves_the_finished_rows(capsys, tmp_path, monkeypatch):
-    once = made_up_texts._run
-    calls = []
+    write, calls = probe._write, []
 
-    def run_once(*arguments):
+    def interrupted_once(*arguments):
         calls.append(arguments)
-        if len(calls) > 1:
+        if len(calls) == 1:
             raise KeyboardInterrupt
-        return once(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(made_up_texts, "_run", run_once)
+    monkeypatch.setattr(probe, "_write", interrupted_once)
     arguments = [*QUICK[:2], "--distances", "6,7", *QUICK[4:]]
-    status, output, errors = run(capsys, "probe recall", *arguments, "-o", tmp_path)
+    status, output, errors = run(capsys, "probe recall", *arguments, "-o", tmp_path / "recall.json")
     assert status == 128 + signal.SIGINT
-    assert "| GRU, clipped at 1 |" in output
+    assert "GRU" in output
     assert "stopped after 1 runs" in errors
     content = json.loads((tmp_path / "recall.json").read_text())
     assert (content["complete"], len(content["rows"])) == (False, 1)
@@ -144,11 +208,14 @@ def test_ctrl_c_leaves_the_finished_rows(capsys, tmp_path, monkeypatch):
 def test_repeated_words_of_a_real_text(capsys, model, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("the man is old\nthe men are old\nthe man was old\n")
-    status, output, _ = run(capsys, "probe recall", model, text, "--rare", "300000", "-o", tmp_path, "--quiet")
+    status, output, _ = run(
+        capsys, "probe recall", model, text, "--rare", "300000", "-o", tmp_path / "r.json", "--quiet"
+    )
     assert status == 0
-    assert "| distance (tokens) | mentions | words |" in output
-    content = json.loads((tmp_path / "repeated-words.json").read_text())
-    assert content["reset"] == "lines"
+    assert "| tokens in between | mentions | words |" in output
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert (content["reset"], content["control"]) == ("lines", "replaced")
+    assert all(row["memory"] == pytest.approx(0, abs=1e-6) for row in content["rows"])
     assert all(row["gain"] == pytest.approx(0, abs=1e-6) for row in content["rows"])  # unigrams remember nothing
 
 

@@ -34,10 +34,6 @@ STACKS = {
     "gru highway, dropout": partial(nn.GRU, INPUT_SIZE, 4, 3, connections="highway", between_dropout=0.5),
 }
 
-WEIGHTS = ["rnn tanh", "rnn relu", "lstm", "lstm, 3 layers", "lstm projected, 2 layers", "gru dense"]
-
-WEIGHTS += ["gru, 3 layers", "gru reset before, 2 layers"]
-
 
 TEXT = "the cat sat on the mat\nthe dog sat on the log\nthe cow sat\n" * 3
 

@@ -66,5 +66,7 @@ def test_logs_that_cannot_be_used(tmp_path):
     log.write_text('{"step": 1, "gradient_norm": "x"}\n')
     with pytest.raises(UserError, match="damaged"):
         read_clipping(tmp_path)
+    log.write_text('{"step": 1, "gradient_norm": null}\n{"step": 1}\n')
+    assert read_clipping(tmp_path).steps.tolist() == []
     log.write_text('{"step": 1, "gradient_norm": 1.0}\n{"step": 2, "gradient_no')  # a run that was killed
     assert read_clipping(tmp_path).steps.tolist() == [1]

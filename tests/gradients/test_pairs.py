@@ -11,7 +11,7 @@ import torch
 from gradients.stacks import STACKS, STEPS, TEXT, by_backward_passes, made, model_of
 from recurra import gradients, nn
 from recurra.config import UserError
-from recurra.gradients import GradientMap, Unrolled
+from recurra.gradients import Decay, GradientMap, Unrolled
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -86,20 +86,91 @@ def test_a_map_that_is_too_large_says_how_large_and_what_helps():
         gradients.check_size(2, 10_000, 1, 1e9, parts=2)
     stride = int(str(told.value).split("--stride ")[1].split()[0])
     gradients.check_size(2, 10_000, stride, 1e9, parts=2)
+    for more in ({"parts": 2}, {"features": 1000}, {"drawn": True}, {"listed": True}, {"held": 2e6}):
+        with pytest.raises(UserError, match="GB of memory"):
+            gradients.check_size(2, 1000, 1, 17e6, **more)
 
 
-def test_the_half_life_of_a_made_up_exponential():
+def test_gradients_that_vanish_are_told_apart_in_float32_too():
+    """Vectors are brought back to the size of 1 at every step, so that only norms have to be floats."""
+    double, single = (gradients.fresh("rnn", hidden_size=8, dtype=t) for t in (torch.float64, torch.float32))
+    expected, found = gradients.gradient_map(double), gradients.gradient_map(single)
+    assert expected.hidden[0, -1, 0] < 1e-50
+    assert found.hidden.dtype == np.float64
+    lower = np.tril_indices(200)
+    np.testing.assert_allclose(np.log10(found.hidden[0][lower]), np.log10(expected.hidden[0][lower]), atol=1e-3)
+
+
+def overflowing(steps=230):
+    """A network whose state stays at 0 while gradients grow by 40 each step; losses of size 1."""
+    stack = nn.RNN(2, 2, bias=False).double().eval()
+    with torch.no_grad():
+        stack.weight_hh_l0.copy_(40 * torch.eye(2))
+    return Unrolled(stack, torch.zeros(steps, 2, dtype=torch.float64), lambda outputs: outputs.sum(1))
+
+
+def test_gradients_may_be_larger_than_floats():
+    curve = gradients.decay(gradients.gradient_map(overflowing()))
+    np.testing.assert_allclose(np.log10(curve.relative[:190]), np.log10(40) * np.arange(190), rtol=1e-9, atol=1e-12)
+    assert curve.overflow == 192  # 40 ** 192 = 10 ** 307.6, and the mean is over several
+    assert np.isinf(curve.relative[192:]).all()
+    assert curve.rate == pytest.approx(math.log2(40))
+    assert gradients.in_words(curve) == "doubles every 0.188 tokens"
+    assert not np.isnan(curve.relative).any()
+
+
+def test_progress_is_told():
+    told = []
+    gradients.gradient_map(Unrolled(*made("gru")), progress=lambda *numbers: told.append(numbers))
+    assert told == [(n, STEPS) for n in range(STEPS)]
+
+
+def test_the_rate_of_a_made_up_exponential():
     k = np.arange(1, 60)
-    assert gradients.half_life(k, 3 * 0.5 ** (k / 7)) == pytest.approx(7)
+    assert gradients.fitted_rate(k, 3 * 0.5 ** (k / 7)) == pytest.approx(-1 / 7)
+    assert gradients.fitted_rate(k, 3 * 2 ** (k / 7)) == pytest.approx(1 / 7)
     spoilt = 0.5 ** (k / 7)
     spoilt[::5] *= 1000
-    assert gradients.half_life(k, spoilt) == pytest.approx(7, rel=0.02)
-    spoilt[3], spoilt[4] = 0, np.nan
-    assert gradients.half_life(k, spoilt) == pytest.approx(7, rel=0.02)
-    assert math.isinf(gradients.half_life(k, np.ones(59)))
-    assert math.isnan(gradients.half_life([1], [0.5]))
+    assert gradients.fitted_rate(k, spoilt) == pytest.approx(-1 / 7, rel=0.02)
+    spoilt[3], spoilt[4], spoilt[6] = 0, np.nan, np.inf
+    assert gradients.fitted_rate(k, spoilt) == pytest.approx(-1 / 7, rel=0.02)
+    assert gradients.fitted_rate(k, np.ones(59)) == 0
+    assert math.isnan(gradients.fitted_rate([1], [0.5]))
     k = np.arange(5000)
-    assert gradients.half_life(k, 0.5 ** (k / 100)) == pytest.approx(100)
+    assert gradients.fitted_rate(k, 0.5 ** (k / 100)) == pytest.approx(-1 / 100)
+
+
+@pytest.mark.parametrize(
+    ("rate", "half_life", "words"),
+    [
+        (-0.25, 4, "half-life 4 tokens"),
+        (0.0, math.inf, "does not fall"),
+        (0.001, math.inf, "does not fall"),  # 7 % over the hundred tokens of the fit
+        (0.25, math.inf, "doubles every 4 tokens"),
+        (math.nan, math.nan, "no half-life"),
+    ],
+)
+def test_a_rate_in_words(rate, half_life, words):
+    curve = Decay(np.arange(101), np.ones(101), np.ones(101, int), rate, 100)
+    assert curve.half_life == pytest.approx(half_life, nan_ok=True)
+    assert curve.overflow is None
+    assert gradients.in_words(curve) == words
+
+
+def test_the_decay_of_c_is_not_that_of_h():
+    found = gradients.gradient_map(Unrolled(*made("lstm, 2 layers")))
+    for layer in (0, 1):
+        for state, norms in (("hidden", found.hidden), ("cell", found.cell)):
+            curve = gradients.decay(found, layer, state)
+            for k in (0, 1, 5):
+                rows = np.arange(k, STEPS)
+                expected = norms[layer, rows, rows - k].sum() / norms[layer, rows, rows].sum()
+                assert curve.relative[k] == pytest.approx(expected)
+    assert gradients.decay(found, 1, "cell").relative[1] > 2 * gradients.decay(found, 1).relative[1]
+    gru = gradients.gradient_map(Unrolled(*made("gru")))
+    assert gradients.decay(gru, state="cell").relative.tolist() == gradients.decay(gru).relative.tolist()
+    with pytest.raises(ValueError, match="state: expected one of hidden, cell, got 'c'"):
+        gradients.decay(gru, state="c")
 
 
 def test_decay_is_the_mean_over_losses_within_a_run():

@@ -13,9 +13,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
 import recurra
-from recurra import reporting
+from recurra import gradients, reporting
 from recurra.commands.report import COMMANDS
 from recurra.config import ArgumentParser, UserError
 from recurra.evaluation import surprisals
@@ -72,6 +73,17 @@ def ngram(folder):
         folder / "text.txt", folder / "ngram", kind="ngram", tokenizer="whitespace", order=3, discount_fallback=True
     )
     return folder / "ngram"
+
+
+@pytest.fixture(scope="module")
+def tagger(folder):
+    chance = random.Random(2)
+    tags = {"the": "DET", "dog": "NOUN", "sees": "VERB"}
+    sentences = ("".join(f"{w}\t{tags[w]}\n" for w in chance.choices(list(tags), k=4)) + "\n" for _ in range(80))
+    (folder / "tags.txt").write_text("".join(sentences))
+    small = {"hidden_size": 5, "word_size": 5, "max_steps": 6, "log_every": 2, "evaluate_every": 3}
+    recurra.train_task("tagger", folder / "tags.txt", folder / "tagger", **small)
+    return folder / "tagger"
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +169,36 @@ def test_every_section_is_there_for_a_recurrent_model(numbers):
     ]
 
 
-def test_every_section_is_there_for_an_ngram_model_and_says_what_it_has_not(counted):
+def shown_sections(found):
+    return [name for name in found.ids if not name.endswith("-heading")]
+
+
+def test_an_ngram_model_says_what_it_has_not(counted):
     found = Page(page(counted))
-    assert [name for name in found.ids if not name.endswith("-heading")] == SECTIONS
-    assert set(counted["missing"]) == {"learning", "gradients", "gates"}
-    assert "made by counting" in found.text["learning"]
-    assert "another kind of model" in found.text["gates"]
+    none = ("learning", "gradients", "gates")
+    assert shown_sections(found) == [*(name for name in SECTIONS if name not in none), "missing"]
+    assert set(counted["missing"]) == set(none)
+    assert [row[0] for row in found.rows["missing"][1:]] == [
+        "How it learnt",
+        "How far gradients flow back; What its gates do",
+    ]
+    assert "by counting" in found.rows["missing"][1][1]
+    assert "no recurrent layers" in found.rows["missing"][2][1]
     assert counted["reading"]["by_frequency"]
     assert counted["samples"]["passages"][0]["text"]
+
+
+def test_stored_numbers_are_the_sum_of_the_parts_and_not_those_that_were_counted(counted, ngram):
+    sizes = counted["sizes"]
+    assert sum(sizes["parts"].values()) == sizes["stored"]
+    assert sizes["parameters"] == recurra.load(ngram).model.parameters_count
+    assert sizes["parameters"] < sizes["stored"]  # keys are stored, too
+    found = Page(page(counted))
+    rows = {cells[0]: cells[1] for cells in found.rows["sizes"]}
+    assert number(rows["stored, all together"]) == sizes["stored"]
+    assert number(rows["learnt or counted"]) == sizes["parameters"]
+    assert sum(number(rows[part.replace("_", " ")]) for part in sizes["parts"]) == sizes["stored"]
+    assert "Not all of these were learnt or counted" in found.text["sizes"]
 
 
 @pytest.mark.parametrize("which", ["numbers", "counted"])
@@ -262,8 +296,8 @@ def test_the_page_says_the_numbers(numbers):
     assert settings["hidden_size"] == "6"
     assert settings["max_minutes"] == "auto"
     sizes = {cells[0]: cells[1] for cells in rows["sizes"]}
-    assert close(sizes["in all"], numbers["sizes"]["parameters"])
-    assert sum(numbers["sizes"]["parts"].values()) == numbers["sizes"]["parameters"]
+    assert close(sizes["learnt or counted"], numbers["sizes"]["parameters"])
+    assert sum(numbers["sizes"]["parts"].values()) == numbers["sizes"]["stored"] == numbers["sizes"]["parameters"]
 
 
 # ---- the numbers ----------------------------------------------------------------------------------------------------
@@ -306,13 +340,69 @@ def test_bins_are_those_of_a_dictionary(which, request):
             assert found[name]["perplexity"] == pytest.approx(np.exp(np.mean(values)), rel=1e-4)
 
 
-def test_a_long_text_is_read_in_part_to_the_end_of_a_line(lstm, monkeypatch):
-    monkeypatch.setattr(measuring, "LEAST_READ", 50)
-    monkeypatch.setattr(measuring, "WEIGHTS_READ", 0)
-    reading = measure(lstm, ReportSettings(samples=0))["reading"]
-    assert 25 < reading["tokens"] <= 50 < reading["of"]
+@pytest.fixture
+def short(monkeypatch):
+    """A long text is one of more than 60 tokens, of which 4 pieces of 15 or less are read."""
+    for name, value in {"LEAST_READ": 60, "WEIGHTS_READ": 0, "SHORTEST": 15}.items():
+        monkeypatch.setattr(measuring, name, value)
+
+
+def test_a_sample_is_of_pieces_from_all_over_the_text(short, lstm):
     stream = TokenStream.open(lstm / "training" / "valid")
-    assert reading["tokens"] in stream.line_starts
+    found = measuring._sample(stream, 60, "none")
+    begins, ends = zip(*found.pieces, strict=True)
+    assert len(found.pieces) == 4
+    assert begins[0] == 0
+    assert ends[-1] == len(stream)
+    assert all(end <= begin for end, begin in zip(ends, begins[1:], strict=False))
+    assert len(set(begins) & set(stream.line_starts.tolist())) >= 2  # the others have none nearby
+    assert found.places.tolist() == [place for piece in found.pieces for place in range(*piece)]
+    assert np.array_equal(found.stream.tokens[found.counted], stream.tokens[found.places])
+
+
+@pytest.mark.parametrize("reset", ["none", "lines", "documents"])
+def test_a_sample_is_read_with_what_stands_before_it(reset, short, lstm, folder, monkeypatch):
+    if reset != "none":
+        (folder / "two").mkdir(exist_ok=True)
+        for name in "ab":
+            (folder / "two" / f"{name}.txt").write_text(text_of(125, seed=ord(name)))
+        options = {**SHORT, "valid": str(folder / "two"), "reset": reset, "max_steps": 3}
+        lstm = folder / f"lstm-{reset}"
+        recurra.train_lm(folder / "text.txt", lstm, **options, overwrite=True)
+    monkeypatch.setattr(measuring, "BEFORE", 10**6)  # then every piece is read as in the whole text
+    lm = recurra.load(lstm)
+    stream = lm.held_out()
+    whole = np.empty(len(stream))
+    lm.evaluate(stream, per_token=whole)
+    sample = measuring._sample(stream, 60, reset)
+    reading = measure(lstm, ReportSettings(samples=0))["reading"]
+    assert reading["tokens"] == len(sample.places) < reading["of"] == len(stream)
+    assert (reading["pieces"], reading["reset"]) == (4, reset)
+    assert reading["nats_per_token"] == pytest.approx(whole[sample.places].mean(), rel=1e-4)
+    begins = np.asarray(stream.line_starts)
+    first = whole[sample.places[np.isin(sample.places, begins)]]
+    assert reading["by_position"][0]["nats_per_token"] == pytest.approx(first.mean(), rel=1e-4)
+    for each in reading["excerpt"]:
+        assert each["nats"] == pytest.approx(whole[np.abs(whole - each["nats"]).argmin()], rel=1e-4)
+
+
+def test_a_sample_says_that_it_is_one(short, lstm, numbers):
+    found = measure(lstm, ReportSettings(samples=0))
+    shown = Page(page(found)).text["frequency"]
+    reading = found["reading"]
+    assert f"a sample of {reading['tokens']} of {reading['of']:,} tokens, from 4 places all over the valid" in shown
+    assert "that of the whole valid text is under" in shown
+    assert f"all {numbers['reading']['of']:,} tokens of the valid text" in Page(page(numbers)).text["frequency"]
+
+
+def test_a_sample_of_a_text_without_lines(short):
+    stream = TokenStream.from_tokens(np.full(1000, 5))
+    found = measuring._sample(stream, 60, "none")
+    assert [end - begin for begin, end in found.pieces] == [15] * 4
+    assert measuring._middle(np.asarray(stream.line_starts), *found.pieces[2], 9) == (
+        found.pieces[2][0],
+        found.pieces[2][0] + 9,
+    )
 
 
 def test_the_excerpt_is_text_with_its_spaces(folder, lstm):
@@ -364,24 +454,139 @@ def test_other_cells(cell, gate, folder):
     Page(page(found))
 
 
+def test_gradients_and_gates_are_in_float64_and_the_model_stays_as_it_is(lstm, numbers):
+    lm = recurra.load(lstm)
+    excerpt = [lm.tokenizer.id(each["token"]) for each in numbers["reading"]["excerpt"]]
+    unrolled = gradients.unroll_model(recurra.load(lstm).model.double(), excerpt)
+    for layer, found in enumerate(numbers["gradients"]["layers"]):
+        expected = gradients.decay(gradients.gradient_map(unrolled), layer)
+        assert found["relative"] == pytest.approx(expected.relative.tolist(), rel=1e-12)
+    seen = []
+
+    class Watched(measuring.LanguageModel):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            seen.append({parameter.dtype for parameter in self.model.parameters()})
+
+    model = Watched(lm.model, lm.tokenizer, lm.kind, lm.settings, lm.path)
+    found = {"missing": {}}
+    measuring._look_inside(
+        model, TokenStream.from_tokens(excerpt, vocabulary=lm.tokenizer.vocabulary.digest()), found, print
+    )
+    assert found["gates"] == numbers["gates"]
+    assert seen == [{torch.float32}, {torch.float64}]
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.float32}
+
+
+def test_a_curve_of_gradients_ends_where_few_losses_go_on(numbers):
+    content = page(numbers)
+    chart = re.search(r'aria-label="Gradient of the loss.*?</svg>', content, re.DOTALL).group(0)
+    for layer, path in zip(numbers["gradients"]["layers"], re.findall(r'points="([^"]+)"', chart), strict=True):
+        assert len(path.split()) == layer["fitted"] + 1 < len(layer["distances"])
+        assert layer["pairs"][layer["fitted"]] >= numbers["gradients"]["losses"] / 2
+
+
 def test_gradients_begin_at_one(numbers):
     for layer in numbers["gradients"]["layers"]:
         assert layer["relative"][0] == pytest.approx(1)
         assert layer["distances"] == list(range(len(layer["distances"])))
 
 
-def test_other_kinds_of_models(folder):
+def test_a_tagger_says_why_it_has_no_pictures_of_gates(tagger):
+    log = [json.loads(line) for line in (tagger / "log.jsonl").read_text().splitlines()]
+    assert any(line.get("score_name") == "accuracy" for line in log)
+    found = measure(tagger)
+    assert found["learning"]["score_name"] == "accuracy"
+    assert not any("score_name" in line for line in found["learning"]["lines"])
+    shown = Page(page(found))
+    assert shown_sections(shown) == ["learning", "results", "settings", "sizes", "speed", "missing"]
+    assert found["missing"].keys() == {"gradients", "gates"}
+    assert "a stack of 2 layers of LSTM, 5 units wide, in both directions" in shown.text["missing"]
+    assert [values["aria-label"] for tag, values in shown.elements if tag == "svg"][1].startswith("accuracy on the")
+    assert "nats per target" in shown.text["learning"]
+
+
+def test_a_score_that_is_better_when_lower_is_shown_as_it_is(tagger, tmp_path):
+    shutil.copytree(tagger, tmp_path / "m")
+    line = {"seconds": 1.0, "valid": 2.0, "score": -0.25, "score_name": "-cer"}
+    (tmp_path / "m" / "log.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "seconds": 2.0}) + "\n")
+    content = page(measure(tmp_path / "m"))
+    assert 'aria-label="cer on the validation data over training time"' in content
+    ticks = re.search(r'aria-label="cer on.*?</svg>', content, re.DOTALL).group(0)
+    assert "-0." not in re.sub(r"<text[^>]*>", "", ticks)
+
+
+def few_pairs(folder):
+    chance = random.Random(3)
+    words = "one two three four five".split()  # noqa: SIM905
+    lines = (chance.choices(words, k=3) for _ in range(60))
+    (folder / "pairs.tsv").write_text("".join(f"{' '.join(line)}\t{' '.join(line[::-1])}\n" for line in lines))
+    return folder / "pairs.tsv"
+
+
+def few_recordings(folder):
+    rng, chance = np.random.default_rng(1), random.Random(1)
+    (folder / "recordings").mkdir()
+    rows = []
+    for number in range(24):
+        text = "".join(chance.choices("ab", k=2))
+        np.save(folder / "recordings" / f"{number}.npy", rng.standard_normal((20, 3)).astype(np.float32))
+        rows.append(f"recordings/{number}.npy\t{text}\n")
+    (folder / "recordings.tsv").write_text("".join(rows))
+    return folder / "recordings.tsv"
+
+
+def few_questions(folder):
+    lines = []
+    for number in range(40):
+        place = ("garden", "kitchen")[number % 2]
+        lines.append(f"1 Mary went to the {place}.\n2 John sat {number}.\n3 Where is Mary?\t{place}\t1\n")
+    (folder / "questions_train.txt").write_text("".join(lines))
+    return folder / "questions_train.txt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "options"),
+    [
+        ("translator", few_pairs, {"hidden_size": 6}),
+        ("transcriber", few_recordings, {"hidden_size": 6}),
+        ("reader", few_questions, {"hidden_size": 6, "format": "babi"}),
+    ],
+)
+def test_every_kind_of_task(kind, make, options, folder):
+    small = {"max_steps": 2, "log_every": 1, "evaluate_every": 1, "batch_size": 8}
+    recurra.train_task(kind, make(folder), folder / kind, **options, **small)
+    found = measure(folder / kind)
+    shown = Page(page(found))
+    assert shown_sections(shown) == ["learning", "results", "settings", "sizes", "speed", "missing"]
+    assert "a stack of" in shown.text["missing"]
+    assert found["sizes"]["parameters"] > 0
+    assert all(each["about"] for rows in found["settings"].values() for each in rows)
+
+
+@pytest.mark.parametrize("kind", ["snm", "window", "maxent"])
+def test_every_kind_of_language_model(kind, folder):
+    options = {"snm": {}, "window": {"hidden_size": 5, "max_steps": 3}, "maxent": {"max_steps": 3}}[kind]
+    recurra.train_lm(folder / "text.txt", folder / kind, kind=kind, tokenizer="whitespace", **options)
+    found = measure(folder / kind, ReportSettings(samples=1, tokens=5))
+    shown = shown_sections(Page(page(found)))
+    none = {"gradients", "gates"} | ({"learning"} if kind == "snm" else set())
+    assert shown == [*(name for name in SECTIONS if name not in none), "missing"]
+    assert found["missing"].keys() == none
+    assert sum(found["sizes"]["parts"].values()) == found["sizes"]["stored"]
+
+
+def test_a_classifier(folder):
     rows = (
         f"{'good' if n % 3 else 'bad'} {'dog' if n % 2 else 'cat'} {n}\t{'yes' if n % 3 else 'no'}" for n in range(60)
     )
     (folder / "texts.tsv").write_text("\n".join(rows) + "\n")
     recurra.train_task("classifier", folder / "texts.tsv", folder / "c", max_steps=6, log_every=2, evaluate_every=3)
     found = measure(folder / "c")
-    assert found["missing"] == {}
+    assert found["missing"].keys() == {"gradients", "gates"}
     shown = Page(page(found))
-    names = [name for name in shown.ids if not name.endswith("-heading")]
-    assert names == ["learning", "results", "settings", "sizes", "speed"]
-    assert found["learning"]["score"] == "accuracy"
+    assert shown_sections(shown) == ["learning", "results", "settings", "sizes", "speed", "missing"]
+    assert found["learning"]["score_name"] == "accuracy"
     rows = {cells[0]: cells for cells in shown.rows["results"]}
     assert close(rows["accuracy"][1], found["results"]["valid"]["accuracy"])
 
@@ -391,8 +596,12 @@ def test_a_mixture(folder, ngram):
     found = measure(folder / "mixed", ReportSettings(samples=1, tokens=5))
     assert {"learning", "results", "reading"} <= found["missing"].keys()
     shown = Page(page(found))
-    assert "held-out tokens are gone" in shown.text["frequency"]
-    assert shown.text["samples"]
+    assert shown_sections(shown) == ["samples", "settings", "sizes", "speed", "missing"]
+    reasons = {row[1]: row[0] for row in shown.rows["missing"][1:]}
+    reason = next(each for each in reasons if each.startswith("There is no held-out text"))
+    assert reasons[reason] == "Frequent and rare tokens; Along the line; A text as the model reads it"
+    components = [row for row in shown.rows["settings"] if row[0] == "components"]
+    assert components == [["components", "path ../ngram, weight 1"]]
 
 
 # ---- what is missing, what is wrong ---------------------------------------------------------------------------------
@@ -406,8 +615,8 @@ def test_what_is_missing_is_said(lstm, tmp_path):
     found = measure(tmp_path / "m", ReportSettings(samples=0))
     assert set(found["missing"]) == {"learning", "results", "reading", "samples", "gradients", "gates"}
     shown = Page(page(found))
-    assert [name for name in shown.ids if not name.endswith("-heading")] == SECTIONS
-    assert "no log.jsonl" in shown.text["learning"]
+    assert shown_sections(shown) == ["settings", "sizes", "speed", "missing"]
+    assert "no log.jsonl" in shown.text["missing"]
 
 
 def test_logs(lstm, tmp_path, monkeypatch):
@@ -434,17 +643,23 @@ def test_logs(lstm, tmp_path, monkeypatch):
     [
         (["{none}", "-o", "{page}"], "no such folder"),
         (["{empty}", "-o", "{page}"], "not a model"),
-        (["{lstm}", "-o", "{empty}"], "found a folder"),
-        (["{lstm}", "-o", "{none}/page.html"], "there is no such folder"),
+        (["{lstm}", "-o", "{folder}"], "found a folder"),
+        (["{lstm}", "-o", "{none}/page.html"], "no such folder"),
+        (
+            ["{lstm}", "-o", "{page}", "-o", "page.png"],
+            r"page\.png: unknown form; end the name in one of \.html, \.json",
+        ),
         (["{lstm}"], "-o report.html"),
     ],
 )
 def test_mistakes(words, message, lstm, tmp_path):
-    (tmp_path / "empty").mkdir()
-    places = {"none": tmp_path / "none", "empty": tmp_path / "empty", "page": tmp_path / "p.html", "lstm": lstm}
+    names = {"none": "none", "empty": "empty", "folder": "f.html", "page": "p.html"}
+    places = {"lstm": lstm, **{name: tmp_path / place for name, place in names.items()}}
+    places["empty"].mkdir()
+    places["folder"].mkdir()
     with pytest.raises(UserError, match=message):
         run(*(word.format(**places) for word in words))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "f.html"]
 
 
 @pytest.mark.parametrize("flags", [("--samples", "-1"), ("--tokens", "0"), ("--seed", "x")])
@@ -456,10 +671,13 @@ def test_mistakes_in_flags(flags, lstm, capsys):
 
 def test_the_command_writes_the_page_of_its_numbers(lstm, tmp_path, capsys):
     flags = ["--samples", 1, "--tokens", 5, "--seed", 2]
-    assert run(lstm, "-o", tmp_path / "any.suffix", "--json", *flags) == 0
+    assert run(lstm, "-o", tmp_path / "a.html", "-o", tmp_path / "a.json", "--json", *flags) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
-    assert (tmp_path / "any.suffix").read_text(encoding="utf-8") == page(json.loads(output))
+    content = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert content == page(json.loads(output), version=recurra.__version__)
+    assert f"Made by Recurra {recurra.__version__}." in content
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == json.loads(output)
     assert run(lstm, "-o", tmp_path / "p.html", *flags) == 0
     assert "p.html" in capsys.readouterr().out
     assert run(lstm, "--json", *flags) == 0
@@ -470,11 +688,11 @@ def test_a_page_is_old_or_new(lstm, tmp_path, monkeypatch):
     path = tmp_path / "p.html"
     path.write_text("old")
 
-    def broken(numbers):
+    def broken(numbers, version):
         raise RuntimeError
 
     monkeypatch.setattr(reporting, "page", broken)
     with pytest.raises(RuntimeError):
-        report(lstm, path, ReportSettings(samples=0))
+        report(lstm, path, settings=ReportSettings(samples=0))
     assert [each.name for each in tmp_path.iterdir()] == ["p.html"]
     assert path.read_text() == "old"

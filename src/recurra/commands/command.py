@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recurra.config import ArgumentParser, UserError
-from recurra.files import finite
+from recurra.files import finite, json_text
 
 if TYPE_CHECKING:
     from recurra.evaluation import Evaluation
@@ -49,7 +49,7 @@ def complain(text: str, status: int) -> int:
 
 def print_json(content: Any) -> None:
     """Print what a command found as JSON, in which a number that is not finite is null."""
-    print(json.dumps(finite(content), indent=1, ensure_ascii=False))
+    print(json_text(finite(content)))
 
 
 def positive(text: str) -> int:
@@ -82,8 +82,12 @@ def check_outputs(paths: Sequence[Path], *others: str) -> None:
     for path in paths:
         if path.suffix not in (*PICTURES, *others):
             raise UserError(f"{path}: unknown form; end the name in one of {', '.join((*PICTURES, *others))}")
+        if path.is_dir() and path.suffix in PICTURES:
+            raise UserError(f"{path}: is a folder; name a file")
         if not path.absolute().parent.is_dir():
             raise UserError(f"{path.parent}: no such folder")
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise UserError(f"{path.parent}: nothing can be written in this folder")
     if any(path.suffix in PICTURES for path in paths):
         from recurra.plotting import figure_of
 
@@ -108,12 +112,12 @@ def stopped(kind: str, directory: Path, by: int) -> int:
 
 def draw_learning_curve(directory: Path) -> None:
     """A picture of how training went beside the model, where there was a log and matplotlib is installed."""
-    log = directory / "log.jsonl"
-    if log.exists():
-        with suppress(UserError):
-            from recurra.plotting import learning_curve
+    from recurra.checkpoint import read_log
+    from recurra.plotting import learning_curve
 
-            learning_curve(log, directory / "learning_curve.png", title=str(directory.name))
+    with suppress(UserError):
+        if lines := read_log(directory / "log.jsonl"):
+            learning_curve(lines, directory / "learning_curve.png", title=str(directory.name))
 
 
 def summary(result: Evaluation) -> str:

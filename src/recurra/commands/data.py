@@ -21,9 +21,11 @@ def _info_flags(parser: ArgumentParser) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     from recurra.checkpoint import WEIGHTS, read_settings
+    from recurra.opening import about
 
     directory = Path(arguments.directory)
     content = read_settings(directory)
+    content = {"format": content.pop("format"), "kind": content.pop("kind"), "title": about(directory).title, **content}
     if "tokenizer" in content:
         tokenizer = content.pop("tokenizer")
         content["vocabulary"] = {"tokenizer": tokenizer["kind"], "size": len(tokenizer["vocabulary"]["tokens"])}

@@ -17,8 +17,8 @@ from recurra.commands.command import Command, positive, print_json
 from recurra.config import ArgumentParser, UserError
 
 if TYPE_CHECKING:
-    from recurra.explaining import Clipped, Clipping, Situation
-    from recurra.gradients import Clipping as Logged
+    from recurra.explaining import Clipped, ClippedBothWays, Situation
+    from recurra.gradients import Clipping
 
 __all__ = ["COMMANDS"]
 
@@ -27,6 +27,7 @@ WIDEST = 40  # steps of a picture that fits a terminal; and of a list of numbers
 LOGGED = 10  # lines of a log that are shown
 WHOLE = 256  # numbers of a gradient that are given one by one
 TITLES = {"lstm": "LSTM", "gru": "GRU", "rnn": "simple RNN"}
+STEPS = "Steps count from 0, which reads the line end before the text; step t predicts token t."
 LETTERS = "abcdefghijklmnopqrstuvwxyz"  # name the sequences of a picture
 
 
@@ -107,9 +108,9 @@ def _model_flags(parser: ArgumentParser, *, unit: str) -> None:
         help="folder of a recurrent language model (default: a small fresh layer)",
     )
     parser.add_argument("--text", metavar="TEXT", help="what the model reads")
-    parser.add_argument("--layer", type=positive, default=1, metavar="N", help="from 1 (default: 1)")
+    parser.add_argument("--layer", type=positive, metavar="N", help="from 1, which reads the words (default: the last)")
     parser.add_argument("--unit", type=_whole, default=0, metavar="N", help=f"{unit}, from 0 (default: 0)")
-    parser.add_argument("--seed", type=_whole, default=1, metavar="N", help="of the fresh layer (default: 1)")
+    parser.add_argument("--seed", type=_whole, metavar="N", help="of the fresh layer (default: 1)")
 
 
 def _whole(text: str) -> int:
@@ -126,10 +127,16 @@ def _situation(arguments: argparse.Namespace, cell: str, *, steps: int, target: 
     if arguments.directory is None:
         if arguments.text is not None:
             raise UserError("--text: there is no model to read it; give the folder of one")
-        return explaining.fresh(cell, seed=arguments.seed, steps=steps)
+        return explaining.small_layer(cell, seed=_seed(arguments), steps=steps)
+    if arguments.seed is not None:
+        raise UserError("--seed: means nothing to a trained model; leave it out")
     from recurra.language_model import load
 
     return explaining.reading(load(arguments.directory, device="cpu"), arguments.text or "", target=target)
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    return 1 if arguments.seed is None else int(arguments.seed)
 
 
 def _cell(cell: str, arguments: argparse.Namespace) -> Explanation:
@@ -141,15 +148,16 @@ def _cell(cell: str, arguments: argparse.Namespace) -> Explanation:
             f"{arguments.directory}: expected a model of cell {cell}, got {situation.cell};"
             f" try `recurra explain {situation.cell} {arguments.directory}`"
         )
-    stack, unit, time = situation.stack, arguments.unit, len(situation.reads)
-    step = step_lines(situation, layer=arguments.layer, unit=unit)
+    stack, unit, time = situation.stack, arguments.unit, len(situation.reads) - 1
+    layer = situation.layer(arguments.layer, unit)
+    step = step_lines(situation, layer=layer, unit=unit)
     before = {f"{name}(t-1)": part[0].tolist() for name, part in zip("hc", step.before, strict=False)}
-    notes = _notes(stack, arguments.layer)
+    notes = _notes(stack, layer, of_text=arguments.directory is not None)
     result = {
         "cell": cell,
-        "layer": arguments.layer,
+        "layer": layer,
         "unit": unit,
-        "units": stack.hidden_sizes[arguments.layer - 1],
+        "units": stack.hidden_sizes[layer - 1],
         "reads": situation.reads,
         "step": time,
         "inputs": {"e(t)": step.reads[0].tolist(), **before},
@@ -158,8 +166,8 @@ def _cell(cell: str, arguments: argparse.Namespace) -> Explanation:
     }
     read = json.dumps(situation.reads[-1], ensure_ascii=False) if arguments.directory else situation.reads[-1]
     lines = [
-        f"{TITLES[cell]}, layer {arguments.layer}, unit {unit} of {result['units']}, at t = {time}, reading {read}"
-        + ("" if arguments.directory else f" (a fresh layer, seed {arguments.seed})"),
+        f"{TITLES[cell]}, layer {layer}, unit {unit} of {result['units']}, at t = {time}, reading {read}"
+        + ("" if arguments.directory else f" (a fresh layer, seed {_seed(arguments)})"),
         "",
     ]
     width = max(len(line.name) for line in step.lines)
@@ -174,7 +182,7 @@ def _cell(cell: str, arguments: argparse.Namespace) -> Explanation:
     return Explanation(result, "\n".join([*lines, "", *notes]))
 
 
-def _notes(stack: Any, layer: int) -> list[str]:
+def _notes(stack: Any, layer: int, *, of_text: bool) -> list[str]:
     """What the letters stand for, for this stack."""
     weight = stack.weights(layer - 1).weight_hh
     sigma = "1 / (1 + exp(-x))" if stack.mode[:3] != "RNN" else stack.nonlinearity
@@ -187,8 +195,10 @@ def _notes(stack: Any, layer: int) -> list[str]:
         notes.append("LN is layer normalisation, over all units, with its gain (of c(t) with its bias too).")
     if stack.mode == "LSTM" and stack.proj_size:
         notes.append("W_r mixes all units of the cell: the last line is no longer of one of them.")
-    if any(stack._zoneouts):
+    if stack.has_zoneout:
         notes.append("Zoneout then mixes the new state with the old one, which these lines leave out.")
+    if of_text:
+        notes.append(STEPS)
     return notes
 
 
@@ -199,7 +209,8 @@ def _bptt_flags(parser: ArgumentParser) -> None:
 
 
 def _bptt(arguments: argparse.Namespace) -> Explanation:
-    from recurra.explaining import ROWS, contributions
+    from recurra.explaining import ROWS, gradient_by_autograd
+    from recurra.gradients import weight_contributions
 
     if arguments.steps > LONGEST:
         raise UserError(f"--steps: expected at most {LONGEST:,}, got {arguments.steps:,}")
@@ -207,37 +218,40 @@ def _bptt(arguments: argparse.Namespace) -> Explanation:
         raise UserError("--cell: a model has its own; leave it out, or DIR")
     situation = _situation(arguments, arguments.cell or "rnn", steps=arguments.steps, target=True)
     unit = arguments.unit
-    situation.check(arguments.layer, unit)
-    found = contributions(situation, layer=arguments.layer, steps=arguments.steps)
-    total, together, block = found.total, found.together, ROWS[situation.cell][0]
+    layer = situation.layer(arguments.layer, unit)
+    last = len(situation.unrolled) - 1
+    found = weight_contributions(situation.unrolled, layer - 1, target=last, steps=arguments.steps, keep=True)
+    together = gradient_by_autograd(situation, layer=layer, steps=arguments.steps)
+    assert found.parts is not None
+    total, block, first = found.total, ROWS[situation.cell][0], int(found.steps[0])
+    loss, difference = float(situation.unrolled.losses[last]), float((total - together).abs().max())
     steps = [
         {
-            "step": found.first + place,
-            "reads": situation.reads[found.first - 1 + place],
+            "step": step,
+            "reads": situation.reads[step],
             "norm": float(part.norm()),
             "entry": float(part[unit, unit]) + 0.0,  # no -0.0
             **({"contribution": part.tolist()} if part.numel() <= WHOLE else {}),
         }
-        for place, part in enumerate(found.parts)
+        for step, part in zip(found.steps.tolist(), found.parts, strict=True)
     ]
     result = {
         "cell": situation.cell,
-        "layer": arguments.layer,
+        "layer": layer,
         "unit": unit,
-        "loss": found.loss,
+        "loss": loss,
         "loss_is": situation.what,
         "steps": steps,
         "sum": {"norm": float(total.norm()), "entry": float(total[unit, unit])},
         "autograd": {"norm": float(together.norm()), "entry": float(together[unit, unit])},
-        "largest_difference": found.difference,
+        "largest_difference": difference,
     }
     names = [json.dumps(str(step["reads"]), ensure_ascii=False)[1:-1] for step in steps]
     width = max(12, *(len(name) + 7 for name in names))
     entry = f"W_h[{unit},{unit}]"
-    last = found.first + len(steps) - 1
     lines = [
-        f"J = {found.loss:.6f} at step {last}: {situation.what}",
-        f"{TITLES[situation.cell]}, layer {arguments.layer}; W_h is {' x '.join(map(str, total.shape))}",
+        f"J = {loss:.6f} at step {last}: {situation.what}",
+        f"{TITLES[situation.cell]}, layer {layer}; W_h is {' x '.join(map(str, total.shape))}",
         "",
         "dJ/dW_h = sum over steps k of dJ/dW_h of step k alone, as if each step had a W_h of its own:",
         "",
@@ -247,14 +261,16 @@ def _bptt(arguments: argparse.Namespace) -> Explanation:
     rows += [(name, result[name]) for name in ("sum", "autograd")]
     for name, row in rows:
         lines.append(f"  {name:<{width}}{row['norm']:>13.4e}{row['entry']:>15.4e}")
-    lines += ["", f"largest difference between sum and autograd, of any entry: {found.difference:.1e}"]
+    lines += ["", f"largest difference between sum and autograd, of any entry: {difference:.1e}"]
     if len(ROWS[situation.cell]) > 1:
         lines.append(f"{entry} is of the {block} gate's rows; norms are over all gates.")
     lines.append("Norms do not add up: the summands of different steps point in different directions.")
-    if found.first == 1:
-        lines.append("Step 1 adds nothing: before it h is 0.")
+    if first == 0:
+        lines.append("Step 0 adds nothing: before it h is 0.")
     else:
-        lines.append(f"The state after step {found.first - 1} is taken as given: truncated backpropagation.")
+        lines.append(f"The state after step {first - 1} is taken as given: truncated backpropagation.")
+    if arguments.directory is not None:
+        lines.append(STEPS)
     return Explanation(result, "\n".join(lines))
 
 
@@ -293,7 +309,7 @@ def _clipping(arguments: argparse.Namespace) -> Explanation:
         from recurra.language_model import load
 
         gradient = explaining.text_gradient(load(arguments.directory, device="cpu"), arguments.text)
-    found = explaining.clipping(gradient, norm=norm, value=value)
+    found = explaining.clip_both_ways(gradient, norm=norm, value=value)
     before = found.before
     result: dict[str, Any] = {
         "entries": len(before.gradient),
@@ -313,7 +329,7 @@ def _clipped(each: Clipped) -> dict[str, Any]:
     return numbers | ({"gradient": each.gradient.tolist()} if len(each.gradient) <= WHOLE else {})
 
 
-def _clipped_text(found: Clipping, norm: float, value: float) -> str:
+def _clipped_text(found: ClippedBothWays, norm: float, value: float) -> str:
     before = found.before
     lines = []
     if len(before.gradient) <= LOGGED:
@@ -340,7 +356,7 @@ def _vector(each: Clipped) -> str:
     return "(" + ", ".join(f"{number:.4f}" for number in each.gradient.tolist()) + ")"
 
 
-def _logged(logged: Logged) -> tuple[dict[str, Any], str]:
+def _logged(logged: Clipping) -> tuple[dict[str, Any], str]:
     """What a training run logged of its gradients."""
     norms, count = logged.before.tolist(), len(logged.before)
     result: dict[str, Any] = {"clip_norm": logged.clip_norm, "clip_value": logged.clip_value, "logged": count}

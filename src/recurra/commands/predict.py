@@ -189,10 +189,14 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def is_predictor(directory: str) -> bool:
-    """Whether a folder holds a model that predicts, and is no language model."""
-    from recurra.checkpoint import SETTINGS, read_settings
+    """Whether a folder holds a model that predicts, and is no language model.
 
-    return (Path(directory) / SETTINGS).exists() and read_settings(Path(directory))["kind"] in TRAINED
+    Raises:
+        UserError: it holds no model.
+    """
+    from recurra.opening import about
+
+    return about(directory).predicts
 
 
 def evaluate_predictor(arguments: argparse.Namespace) -> int:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recurra.commands.command import Command, complain, loading_flags, positive, print_json
+from recurra.commands.command import (
+    Command,
+    check_outputs,
+    complain,
+    loading_flags,
+    output_flag,
+    positive,
+    print_json,
+)
 from recurra.commands.reporter import Reporter
 from recurra.config import ArgumentParser, UserError, add_flags, resolve
 
@@ -15,6 +26,8 @@ if TYPE_CHECKING:
     from recurra.probing import RecallResult
 
 __all__ = ["COMMANDS"]
+
+TABLES = (".json", ".md")  # what is written beside pictures
 
 
 def _recall_flags(parser: ArgumentParser) -> None:
@@ -24,8 +37,8 @@ def _recall_flags(parser: ArgumentParser) -> None:
         "directory", nargs="?", metavar="DIR", help="folder of a model of words, to look at its memory of a real text"
     )
     parser.add_argument("text", nargs="*", metavar="TEXT", help="that text: file, folder, glob, .gz or CORPUS:SPLIT")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="write the table here, as JSON and as Markdown")
-    _showing_flags(parser)
+    output_flag(parser, *TABLES)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="say nothing but the table")
     add_flags(parser, RecallSettings, title="networks trained on made-up texts (without DIR)")
     add_flags(parser, RepeatedSettings, title="words that come again in a real text (with DIR and TEXT)")
@@ -39,15 +52,13 @@ def _recall(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"expected a text that {arguments.directory} should read; without a model, networks are trained"
         )
-    foreign, other = (RecallSettings, "trained") if real else (RepeatedSettings, "real")
-    for field in dataclasses.fields(foreign):
+    for field in dataclasses.fields(RecallSettings if real else RepeatedSettings):
         if hasattr(arguments, field.name) and not (real and field.name == "device"):
             flag = "--" + field.name.replace("_", "-")
-            if other == "trained":
+            if real:
                 raise UserError(f"{flag}: belongs to networks that are trained here; leave out {arguments.directory}")
             raise UserError(f"{flag}: belongs to a model that reads a real text; give its folder and the text")
-    if arguments.picture:
-        _check_picture()
+    check_outputs(arguments.output, *TABLES)
     return _repeated(arguments) if real else _trained(arguments)
 
 
@@ -57,18 +68,16 @@ def _trained(arguments: argparse.Namespace) -> int:
     settings: RecallSettings = resolve({"recall": RecallSettings}, flags=arguments)["recall"]
 
     def keep(result: RecallResult) -> None:
-        _write(arguments.output, "recall", result.to_mapping(), recall_table(result))
+        _write(arguments.output, result.to_mapping(), recall_table(result), partial(draw_recall, result))
 
     with Reporter(arguments.quiet or arguments.json) as reporter:
         result = recall(settings, say=reporter.say, watch=reporter.watch, finished=keep)
-    if result.stopped and arguments.output and result.rows:
+    if result.stopped and result.rows:
         keep(result)  # once more: as a table that is not complete
     if arguments.json:
         print_json(result.to_mapping())
     elif result.rows:
         print(recall_table(result), end="")
-    if arguments.picture and result.rows:
-        draw_recall(result, Path(arguments.picture))
     if result.stopped:
         return complain(f"stopped after {len(result.rows)} runs", 128 + result.stopped)
     return 0
@@ -89,13 +98,11 @@ def _repeated(arguments: argparse.Namespace) -> int:
         stream = write_tokens(open_text(arguments.text), lm.tokenizer, Path(folder) / "text")
         reporter.say(f"reading {len(stream):,} tokens")
         result = repeated_words(lm, stream, settings)
-    _write(arguments.output, "repeated-words", result.to_mapping(), repeated_table(result))
+    _write(arguments.output, result.to_mapping(), repeated_table(result), partial(draw_repeated, result))
     if arguments.json:
         print_json(result.to_mapping())
     else:
         print(repeated_table(result), end="")
-    if arguments.picture:
-        draw_repeated(result, Path(arguments.picture))
     return 0
 
 
@@ -106,10 +113,11 @@ def _agreement_flags(parser: ArgumentParser) -> None:
         nargs="*",
         metavar="PAIRS",
         help="pairs of sentences: .tsv, .csv or .jsonl with sentence_good and sentence_bad, as BLiMP's; the sets of"
-        " Linzen et al. and of Marvin and Linzen (default: some two hundred of Recurra's own)",
+        " Linzen et al. and of Marvin and Linzen (default: some 350 of Recurra's own)",
     )
-    _showing_flags(parser)
-    parser.add_argument("--per-pair", metavar="FILE", help="write outcome and scores of every pair as TSV")
+    output_flag(parser, *TABLES)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--per-pair", type=Path, metavar="FILE", help="write outcome and scores of every pair as TSV")
     parser.add_argument("--lowercase", action="store_true", help="make all letters small first")
     parser.add_argument(
         "--split-punctuation",
@@ -121,13 +129,15 @@ def _agreement_flags(parser: ArgumentParser) -> None:
 
 
 def _agreement(arguments: argparse.Namespace) -> int:
-    from recurra.agreement import PAIRS, draw, measure, read_pairs, table, write_pairs_tsv
     from recurra.files import written_whole
     from recurra.language_model import load
+    from recurra.probing.agreement import PAIRS, draw, measure, read_pairs, table, write_pairs_tsv
 
-    if arguments.picture:
-        _check_picture()
-    pairs = list(read_pairs(arguments.pairs or [PAIRS]))
+    check_outputs(arguments.output, *TABLES)
+    if arguments.per_pair:
+        _check_place(arguments.per_pair)
+    skipped: Counter[str] = Counter()
+    pairs = list(read_pairs(arguments.pairs or [PAIRS], skipped=skipped))
     lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
     with Reporter(arguments.json) as reporter:
 
@@ -146,38 +156,37 @@ def _agreement(arguments: argparse.Namespace) -> int:
     if arguments.per_pair:
         with written_whole(arguments.per_pair) as file:
             write_pairs_tsv(file, result)
-    if arguments.picture:
-        draw(result, Path(arguments.picture), title=Path(arguments.directory).name)
+    content, text = result.to_mapping() | {"skipped": dict(skipped.most_common())}, table(result)
+    if skipped:
+        verbs = ", ".join(f"{verb} ({count:,})" for verb, count in skipped.most_common(10))
+        verbs += ", ..." * (len(skipped) > 10)
+        text += f"\nNot read: {skipped.total():,} pairs whose verb has no other form: {verbs}.\n"
+    _write(arguments.output, content, text, partial(draw, result, title=Path(arguments.directory).name))
     if arguments.json:
-        print_json(result.to_mapping())
+        print_json(content)
     else:
-        print(table(result))
+        print(text, end="")
     return 0
 
 
-def _showing_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--picture", metavar="FILE", help="draw it: .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def _check_place(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: expected the name of a file in a folder that is there")
 
 
-def _check_picture() -> None:
-    """Fail before the work, not after it, where matplotlib is missing."""
-    from recurra.plotting import figure_of
-
-    figure_of(1, 1)
-
-
-def _write(folder: str | None, name: str, content: dict[str, Any], table: str) -> None:
-    """Write a table as JSON and as Markdown; where no folder was given, nothing."""
-    if folder is None:
-        return
+def _write(paths: Sequence[Path], content: dict[str, Any], table: str, draw: Callable[[Path], None]) -> None:
+    """Write what was found in the forms that names of files ask for."""
     from recurra.checkpoint import write_json
-    from recurra.files import written_whole
+    from recurra.files import finite, written_whole
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_json(Path(folder) / f"{name}.json", content)
-    with written_whole(Path(folder) / f"{name}.md") as file:
-        file.write(table)
+    for path in paths:
+        if path.suffix == ".json":
+            write_json(path, finite(content))
+        elif path.suffix == ".md":
+            with written_whole(path) as file:
+                file.write(table)
+        else:
+            draw(path)
 
 
 COMMANDS = {

@@ -15,19 +15,46 @@ whoever types a layer's number counts from 1 (:func:`find_layer`).
 
 from recurra.gradients.clipping import Clipping, read_clipping
 from recurra.gradients.contributions import Contributions, weight_contributions
-from recurra.gradients.jacobians import Bound, Split, recurrent_bounds, split, state_jacobian, verdict
-from recurra.gradients.pairs import Decay, GradientMap, check_size, decay, gradient_map, half_life, in_words
+from recurra.gradients.jacobians import (
+    Bound,
+    Growth,
+    Split,
+    Verdict,
+    growth,
+    recurrent_bounds,
+    split,
+    state_jacobian,
+    verdict,
+)
+from recurra.gradients.pairs import (
+    STATES,
+    Decay,
+    GradientMap,
+    check_size,
+    decay,
+    fitted_rate,
+    gradient_map,
+    in_words,
+)
 from recurra.gradients.pictures import draw_clipping, draw_contributions, draw_decay, draw_jacobians, draw_map
-from recurra.gradients.unrolled import Unrolled, find_layer, fresh, unroll_model
+from recurra.gradients.report import JACOBIANS, GradientReport, StepJacobian, measure
+from recurra.gradients.unrolled import Unrolled, check_seed, find_layer, fresh, unroll_model
 
 __all__ = [
+    "JACOBIANS",
+    "STATES",
     "Bound",
     "Clipping",
     "Contributions",
     "Decay",
     "GradientMap",
+    "GradientReport",
+    "Growth",
     "Split",
+    "StepJacobian",
     "Unrolled",
+    "Verdict",
+    "check_seed",
     "check_size",
     "decay",
     "draw_clipping",
@@ -36,10 +63,12 @@ __all__ = [
     "draw_jacobians",
     "draw_map",
     "find_layer",
+    "fitted_rate",
     "fresh",
     "gradient_map",
-    "half_life",
+    "growth",
     "in_words",
+    "measure",
     "read_clipping",
     "recurrent_bounds",
     "split",

@@ -50,7 +50,7 @@ class Clipping:
 
     @property
     def acted(self) -> NDArray[np.bool_]:
-        """At which of the steps the norm was above the limit, ``[S]``."""
+        """At which of the steps the norm was above the limit, ``[S]``; with ``clip_value`` it acted at no others."""
         return self.before > (math.inf if self.clip_norm is None else self.clip_norm)
 
 
@@ -58,7 +58,7 @@ def read_clipping(directory: str | Path) -> Clipping:
     """Read what the training of a model of any kind logged of its gradients.
 
     Returns:
-        The steps that were logged with a norm: none where a run was shorter than ``log_every`` steps.
+        The steps that were logged with a norm: none where a run was shorter than ``log_every`` steps, or logged none.
 
     Raises:
         UserError: no model, one that was not trained by gradient, or a log that is missing or damaged.
@@ -72,7 +72,8 @@ def read_clipping(directory: str | Path) -> Clipping:
     if lines is None:
         raise UserError(f"{log}: missing; it is written by training")
     try:
-        found = [(int(line["step"]), float(line["gradient_norm"])) for line in lines if "gradient_norm" in line]
+        normed = [line for line in lines if line.get("gradient_norm") is not None]
+        found = [(int(line["step"]), float(line["gradient_norm"])) for line in normed]
         norm = training["clip_norm"]
         norm = CLIP_NORMS.get(training["optimizer"], CLIP_NORM) if norm is None else norm
         limits = float(norm) or None, float(training["clip_value"]) or None

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from recurra.config import UserError
 from recurra.gradients.unrolled import Unrolled, mapped
 from recurra.nn.cells import LSTMState
 
-__all__ = ["Decay", "GradientMap", "check_size", "decay", "gradient_map", "half_life", "in_words"]
+__all__ = ["STATES", "Decay", "GradientMap", "check_size", "decay", "fitted_rate", "gradient_map", "in_words"]
 
 Floats = NDArray[np.floating[Any]]
+STATES = ("hidden", "cell")
 MOST_POINTS = 1000  # of a fitted line: it takes the slopes between all pairs of them
+LEVEL = 0.5  # of log2 over a fitted range: what rises by less does not rise
+SCALED = 100  # powers of 2 that vectors are brought back by at once, which float32 has
+
+# What a map takes beside itself, found by measuring: bytes of a pair while matplotlib draws it, and in lists that
+# become JSON; vectors of the size of the state, for each loss, on their way back.
+DRAWN, LISTED, WORKING = 130, 100, 16
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,8 @@ class GradientMap:
 
     Attributes:
         steps: t of each row, ``[R]``, rising.
-        hidden: the norm of the gradient of J(t) with respect to h(i) of a layer, ``[L, R, T]``, in nats per unit of h;
-            0 where i > t or the state started anew between them.
+        hidden: the norm of the gradient of J(t) with respect to h(i) of a layer, ``[L, R, T]``, float64, in nats per
+            unit of h; 0 where i > t or the state started anew between them, infinite beyond what floats hold.
         cell: the same with respect to c(i) of an LSTM as it goes on to the next step and to h(i); None otherwise.
         starts: steps before which the state started anew, rising from 0.
     """
@@ -37,41 +46,82 @@ class GradientMap:
     cell: Floats | None
     starts: tuple[int, ...]
 
+    def of(self, state: str) -> Floats:
+        """The norms for ``hidden`` or ``cell``; for ``hidden`` where there is no c.
 
-def check_size(layers: int, steps: int, stride: int, available: float, *, itemsize: int = 8, parts: int = 1) -> None:
-    """Refuse a map that does not fit into memory.
+        Raises:
+            ValueError: another name.
+        """
+        if state not in STATES:
+            raise ValueError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+        return self.cell if state == "cell" and self.cell is not None else self.hidden
+
+    @property
+    def begun(self) -> NDArray[np.int64]:
+        """Of each row the step at which the state of its loss started, ``[R]``."""
+        starts = np.asarray(self.starts)
+        begun: NDArray[np.int64] = starts[np.searchsorted(starts, self.steps, side="right") - 1]
+        return begun
+
+
+def check_size(
+    layers: int,
+    steps: int,
+    stride: int,
+    available: float,
+    *,
+    parts: int = 1,
+    features: int = 0,
+    itemsize: int = 8,
+    drawn: bool = False,
+    listed: bool = False,
+    held: float = 0.0,
+) -> None:
+    """Refuse a map that does not fit into memory, with all that is made of it.
 
     Args:
         layers: L.
         steps: T.
         stride: as for :func:`gradient_map`.
         available: bytes.
-        itemsize: bytes of a number.
-        parts: of the state that have norms: 2 in an LSTM.
+        parts: of the state: 2 in an LSTM.
+        features: of the state, all layers and parts together.
+        itemsize: bytes of a number of the model.
+        drawn: whether the map is drawn, of one layer and part.
+        listed: whether pairs go into JSON, one layer's.
+        held: bytes that are taken besides.
 
     Raises:
         UserError: it does not fit.
     """
-    row = parts * layers * steps * itemsize
-    needed = row * len(range(stride - 1, steps, stride))
+    row = steps * (8 * parts * layers + max(drawn * DRAWN, listed * parts * LISTED)) + WORKING * features * itemsize
+    held += 3 * steps * features * itemsize  # states, and what they are made of
+    needed = row * len(range(stride - 1, steps, stride)) + held
     if needed > available:
-        enough = next((s for s in (2**k for k in range(1, 63)) if row * (steps // s) <= available / 2), steps)
+        room = (available - held) / 2
+        enough = next((s for s in (2**k for k in range(1, 63)) if row * (steps // s) <= room), steps)
         raise UserError(
             f"pairs of {steps:,} steps take {needed / 1e9:.3g} GB of memory, there are {available / 1e9:.3g}: give"
             f" --stride {max(enough, 2 * stride)} to follow only some losses, or a smaller --length"
         )
 
 
-def gradient_map(unrolled: Unrolled, *, stride: int = 1) -> GradientMap:
+def gradient_map(
+    unrolled: Unrolled, *, stride: int = 1, progress: Callable[[int, int], None] | None = None
+) -> GradientMap:
     r"""The norms :math:`\|\partial J(t)/\partial h(i)\|` of every pair t >= i and every layer, in one pass backwards.
 
     The gradient is the whole one: through time and through the layers above. By the chain of Jacobians
     :math:`\partial J(t)/\partial h(i) = \partial J(t)/\partial h(t) \prod_{i < j \le t} \partial h(j)/\partial h(j-1)`
-    in a single layer of a simple RNN or a GRU.
+    in a single layer of a simple RNN or a GRU; in an LSTM the state of the chain is (h, c).
+
+    Vectors are brought back to the size of 1 at each step, by powers of 2 that are remembered, so that norms neither
+    vanish nor overflow before float64 does, in float32 too.
 
     Args:
         unrolled: the text that was read.
         stride: follow every so manieth loss only, t = stride - 1, 2 * stride - 1, ...; time and memory fall alike.
+        progress: told how many steps are done, and of how many.
 
     Raises:
         UserError: a stride longer than the text.
@@ -79,12 +129,15 @@ def gradient_map(unrolled: Unrolled, *, stride: int = 1) -> GradientMap:
     stack, count = unrolled.stack, len(unrolled)
     if stride > count:
         raise UserError(f"stride {stride} is longer than the text of {count} steps: give a smaller one")
-    steps = torch.arange(stride - 1, count, stride)
+    steps = np.arange(stride - 1, count, stride)
     rows, of_lstm = len(steps), stack.state_type is LSTMState
-    norms = unrolled.inputs.new_zeros(2 if of_lstm else 1, stack.num_layers, rows, count)
-    # What has come back to the state before the step at hand: of each row, that is of each t.
+    norms = np.zeros((2 if of_lstm else 1, stack.num_layers, rows, count))
+    # What has come back to the state before the step at hand: of each row, that is of each t, times 2 ** -exponent.
     carried = [mapped(lambda part: part.new_zeros(rows, *part.shape), state) for state in unrolled.states[0]]
-    for i in reversed(range(count)):
+    exponents = np.zeros(rows, np.int64)
+    for done, i in enumerate(reversed(range(count))):
+        if progress is not None:
+            progress(done, count)
         first = -(-max(0, i - stride + 1) // stride)  # the first row with t >= i
         if first == rows:
             continue
@@ -102,16 +155,33 @@ def gradient_map(unrolled: Unrolled, *, stride: int = 1) -> GradientMap:
         for number, gradient in enumerate(found[: len(found) // 2]):
             layer, part = divmod(number, len(norms))
             if gradient is not None:
-                norms[part, layer, first:, i] = torch.linalg.vector_norm(gradient, dim=-1)[:, 0]
+                sizes = torch.linalg.vector_norm(gradient, dim=-1)[:, 0].cpu().double().numpy()
+                with np.errstate(over="ignore"):
+                    norms[part, layer, first:, i] = np.ldexp(sizes, exponents[first:])
         targets = [part[first:] for state in carried for part in state]
+        powers = _powers(before)
+        if powers is None or i in unrolled.starts:
+            for target in targets:
+                target.zero_()
+            continue
+        exponents[first:] += powers
+        scale = torch.from_numpy(np.ldexp(1.0, -powers)).to(targets[0])[:, None, None]
         for target, gradient in zip(targets, before, strict=True):
-            if gradient is None or i in unrolled.starts:
+            if gradient is None:
                 target.zero_()
             else:
-                target.copy_(gradient)
-    values = norms.cpu().numpy()
-    starts = tuple(sorted(unrolled.starts))
-    return GradientMap(steps.numpy(), values[0], values[1] if of_lstm else None, starts)
+                torch.mul(gradient, scale, out=target)
+    return GradientMap(steps, norms[0], norms[1] if of_lstm else None, tuple(sorted(unrolled.starts)))
+
+
+def _powers(gradients: Sequence[Tensor | None]) -> NDArray[np.int64] | None:
+    """Of each row the power of 2 next to the largest entry, ``[R]``; None where there are no gradients at all."""
+    largest = [gradient.abs().amax((1, 2)) for gradient in gradients if gradient is not None]
+    if not largest:
+        return None
+    powers = np.frexp(torch.stack(largest).amax(0).cpu().double().numpy())[1]
+    clipped: NDArray[np.int64] = np.clip(powers, -SCALED, SCALED).astype(np.int64)
+    return clipped
 
 
 # ---- against distance ------------------------------------------------------------------------------------------------
@@ -123,65 +193,87 @@ class Decay:
 
     Attributes:
         distances: k, ``[K]``, from 0.
-        relative: the mean over t of the gradient's norm at h(t-k), over the mean at h(t) for the same t, ``[K]``.
+        relative: the mean over t of the gradient's norm at h(t-k), or c(t-k), over the mean at k = 0 for the same t,
+            ``[K]``; infinite where it overflows.
         counts: pairs that each is the mean of, ``[K]``.
-        half_life: steps in which it falls to half by the fitted line; infinite if it does not fall, NaN if nothing
-            could be fitted.
+        rate: by how much log2 of it rises per token, by the fitted line: below 0 it falls. NaN if nothing could be
+            fitted.
         fitted: the largest k of the fit.
     """
 
     distances: NDArray[np.int64]
     relative: Floats
     counts: NDArray[np.int64]
-    half_life: float
+    rate: float
     fitted: int
 
+    @property
+    def half_life(self) -> float:
+        """Tokens in which it falls to half; infinite if it does not fall, NaN if nothing could be fitted."""
+        if math.isnan(self.rate):
+            return math.nan
+        return -1 / self.rate if self.rate < 0 else math.inf
 
-def decay(map: GradientMap, layer: int = -1) -> Decay:
+    @property
+    def overflow(self) -> int | None:
+        """The first distance at which gradients are larger than floats can be; None if there is none."""
+        beyond = np.flatnonzero(np.isposinf(self.relative))
+        return int(self.distances[beyond[0]]) if len(beyond) else None
+
+
+def decay(map: GradientMap, layer: int = -1, state: str = "hidden") -> Decay:
     """Average a map over t, by distance; pairs with a start between them do not count.
 
-    The half-life is fitted where at least half of the losses have a state as far back: beyond, few say much.
+    The rate is fitted from k = 1, where at least half of the losses have a state as far back: beyond, few say much.
+
+    Args:
+        map: the norms.
+        layer: an index, from 0 or from the end.
+        state: ``hidden`` or ``cell``. In an LSTM they differ from k = 1 on: J(t) depends on h(t) directly, but on
+            h(t-k) through the gates of the next step alone, while c(t-k) is passed on beside them.
     """
-    steps, norms = map.steps, map.hidden[layer].astype(np.float64)
-    starts = np.asarray(map.starts)
-    reach = steps - starts[np.searchsorted(starts, steps, side="right") - 1]  # how far back the state goes
+    steps, norms = map.steps, map.of(state)[layer]
+    reach = steps - map.begun  # how far back the state goes
     at_zero = norms[np.arange(len(steps)), steps]
     distances = np.arange(int(reach.max()) + 1)
     relative, counts = np.zeros(len(distances)), np.zeros(len(distances), np.int64)
-    for k in distances:
-        rows = np.flatnonzero(reach >= k)
-        whole = at_zero[rows].sum()
-        relative[k] = norms[rows, steps[rows] - k].sum() / whole if whole > 0 else np.nan
-        counts[k] = len(rows)
-    enough = np.flatnonzero(counts >= len(steps) / 2)
-    last = int(enough[-1])
-    return Decay(distances, relative, counts, half_life(distances[1 : last + 1], relative[1 : last + 1]), last)
+    with np.errstate(over="ignore"):
+        for k in distances:
+            rows = np.flatnonzero(reach >= k)
+            whole = at_zero[rows].sum()
+            relative[k] = norms[rows, steps[rows] - k].sum() / whole if whole > 0 else np.nan
+            counts[k] = len(rows)
+    last = int(np.flatnonzero(counts >= len(steps) / 2)[-1])
+    return Decay(distances, relative, counts, fitted_rate(distances[1 : last + 1], relative[1 : last + 1]), last)
 
 
-def half_life(distances: ArrayLike, values: ArrayLike) -> float:
-    """Steps in which values fall to half, by a line through their logarithms.
+def fitted_rate(distances: ArrayLike, values: ArrayLike) -> float:
+    """By how much log2 of values rises for a distance of 1, by a line through it.
 
     The line's slope is the median of the slopes between all pairs of points (Theil 1950, Sen 1968), so that up to 29 %
     of the points may lie anywhere. Values that are not above 0 and those at the edge of what floats hold are left out.
 
     Returns:
-        Infinity if they do not fall; NaN for fewer than two values.
+        Below 0 if they fall; NaN for fewer than two values.
     """
     k, v = np.asarray(distances, np.float64), np.asarray(values, np.float64)
     usable = np.isfinite(v) & (v > 1e-300)
-    k, v = k[usable], np.log(v[usable])
+    k, v = k[usable], np.log2(v[usable])
     if len(k) > MOST_POINTS:
         chosen = np.linspace(0, len(k) - 1, MOST_POINTS).astype(np.int64)
         k, v = k[chosen], v[chosen]
     if len(k) < 2:
         return math.nan
     left, right = np.triu_indices(len(k), 1)
-    slope = float(np.median((v[right] - v[left]) / (k[right] - k[left])))
-    return -math.log(2) / slope if slope < 0 else math.inf
+    return float(np.median((v[right] - v[left]) / (k[right] - k[left])))
 
 
-def in_words(half_life: float) -> str:
-    """A half-life as a text has it."""
-    if math.isnan(half_life):
+def in_words(curve: Decay) -> str:
+    """How gradients fall, or rise, as a text has it."""
+    if math.isnan(curve.rate):
         return "no half-life"
-    return "does not fall" if math.isinf(half_life) else f"half-life {half_life:.3g} tokens"
+    if curve.rate < 0:
+        return f"half-life {curve.half_life:.3g} tokens"
+    if curve.rate * curve.fitted < LEVEL:
+        return "does not fall"
+    return f"doubles every {1 / curve.rate:.3g} tokens"

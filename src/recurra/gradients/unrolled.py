@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,21 +15,14 @@ from torch import Tensor
 from recurra.config import UserError
 from recurra.models.recurrent_lm import RecurrentLM
 from recurra.nn import GRU, LSTM, RNN, Recurrent
-from recurra.nn.cells import State, Weights, drive
+from recurra.nn.cells import State, Weights
+from recurra.nn.recurrent import StackStep
 from recurra.text.vocabulary import LINE_END
 
-__all__ = ["Step", "Unrolled", "find_layer", "fresh", "mapped", "unroll_model"]
+__all__ = ["Unrolled", "check_seed", "find_layer", "fresh", "mapped", "norm_of", "unroll_model"]
 
 CLASSES = 100  # that fresh layers are asked to tell apart
-
-
-class Step(NamedTuple):
-    """One step of a stack, differentiable: of each layer the state before and after and the gates, and the output."""
-
-    before: list[State]  # parts [1, H]; leaves
-    after: list[State]
-    gates: list[dict[str, Tensor]]
-    output: Tensor  # [1, F]
+LARGEST_SEED = 2**53
 
 
 class Unrolled:
@@ -46,8 +40,10 @@ class Unrolled:
         seeds: the gradients of J(t) with respect to the stack's output at t, ``[T, F]``.
         states: of each step the layers' states before it, parts ``[1, H]``.
         weights: of each layer, not to be differentiated.
+        starts: as given, and 0.
 
     Raises:
+        UserError: states or losses that are not finite any more.
         ValueError: the stack is in training or bidirectional, or there are no steps.
     """
 
@@ -67,12 +63,13 @@ class Unrolled:
         self.states: list[list[State]] = []  # before each step
         outputs = []
         with torch.no_grad():
-            state: list[State] = []
+            state: list[State] | None = None
             for step in range(len(inputs)):
-                if step in self.starts:
-                    state = stack._zeros(1, self.inputs)
-                self.states.append(state)
-                taken = self._take(step, state, self.weights)
+                before = None if step in self.starts else state
+                taken = stack.step(self.inputs[step : step + 1], before, self.weights)
+                if not all(bool(part.isfinite().all()) for after in taken.after for part in after):
+                    raise UserError(f"the state is not finite from step {step} on; shorten the text (--length)")
+                self.states.append(taken.before)
                 state = taken.after
                 outputs.append(taken.output)
         with torch.enable_grad():
@@ -83,27 +80,29 @@ class Unrolled:
             # J(t) is a function of the output at t alone, so the sum's gradient is all of theirs.
             (self.seeds,) = torch.autograd.grad(losses.sum(), found)
         self.losses = losses.detach()
+        finite = self.losses.isfinite() & self.seeds.isfinite().all(1)
+        if not bool(finite.all()):
+            raise UserError(
+                f"the loss is not finite at step {int((~finite).nonzero()[0])}; shorten the text (--length)"
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def step(self, number: int, weights: Sequence[Weights] | None = None) -> Step:
-        """Take a step once more, so that it can be differentiated; weights in place of the stack's may be given."""
+    def step(self, number: int, weights: Sequence[Weights] | None = None) -> StackStep:
+        """Take a step once more, so that it can be differentiated; weights in place of the stack's may be given.
+
+        The states before it are leaves of their own: nothing goes back beyond them.
+        """
         before = [mapped(lambda part: part.detach().requires_grad_(), state) for state in self.states[number]]
         with torch.enable_grad():
-            return self._take(number, before, self.weights if weights is None else weights)
+            inputs = self.inputs[number : number + 1]
+            return self.stack.step(inputs, before, self.weights if weights is None else weights)
 
-    def _take(self, number: int, before: list[State], weights: Sequence[Weights]) -> Step:
-        stack = self.stack
-        output = below = self.inputs[number : number + 1]
-        after, gates = [], []
-        for layer, (state, own) in enumerate(zip(before, weights, strict=True)):
-            state, found = stack._step(own, state)(drive(below, own, stack.gate_groups), state)
-            output = stack._connect(layer, state.hidden, below)
-            below = torch.cat((below, output), -1) if stack.connections == "dense" else output
-            after.append(state)
-            gates.append(found)
-        return Step(before, after, gates, output)
+    @property
+    def continued(self) -> list[int]:
+        """Steps that have a step before them, all but the starts: those with a Jacobian that gradients go through."""
+        return [step for step in range(len(self)) if step not in self.starts]
 
 
 def unroll_model(model: RecurrentLM, tokens: ArrayLike, *, starts: Iterable[int] = ()) -> Unrolled:
@@ -116,7 +115,7 @@ def unroll_model(model: RecurrentLM, tokens: ArrayLike, *, starts: Iterable[int]
         starts: places in the text before which the state starts anew (``settings.reset`` of the model).
 
     Raises:
-        UserError: another kind of model, or no text.
+        UserError: another kind of model, no text, or states or losses that are not finite.
     """
     if not isinstance(model, RecurrentLM):
         raise UserError(
@@ -155,7 +154,9 @@ def fresh(
     seed: int = 1,
     nonlinearity: str = "tanh",
     recurrent_scale: float = 1.0,
+    forget_bias: float | None = None,
     dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
 ) -> Unrolled:
     """Fresh layers that read noise, drawn from the normal distribution; J(t) is of a fresh softmax over random classes.
 
@@ -167,24 +168,44 @@ def fresh(
         seed: of weights, inputs and classes; the same ones every time.
         nonlinearity: of the rnn.
         recurrent_scale: what W_h is multiplied by.
-        dtype: of everything.
+        forget_bias: where the bias of the lstm's forget gate is; None to draw it as all others.
+        dtype: of everything; what is drawn is the same in all.
+        device: likewise.
 
     Raises:
-        UserError: no such cell.
+        UserError: no such cell, a number out of its range, or states that are not finite any more.
     """
     kinds: dict[str, Callable[..., Recurrent]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
     if cell not in kinds:
         raise UserError(f"cell: expected rnn, lstm or gru, got {cell!r}")
-    options = {"nonlinearity": nonlinearity} if cell == "rnn" else {}
+    check_seed(seed)
+    for name, value in (("recurrent_scale", recurrent_scale), ("forget_bias", forget_bias or 0.0)):
+        if not math.isfinite(value):
+            raise UserError(f"{name}: expected a finite number, got {value}")
+    if forget_bias is not None and cell != "lstm":
+        raise UserError(f"forget_bias: only an lstm has a forget gate, not a fresh {cell}; leave it out")
+    choices: dict[str, dict[str, Any]] = {"rnn": {"nonlinearity": nonlinearity}, "lstm": {"forget_bias": forget_bias}}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        stack = kinds[cell](hidden_size, hidden_size, layers, dtype=dtype, **options).eval()
+        stack = kinds[cell](hidden_size, hidden_size, layers, dtype=torch.float64, **choices.get(cell, {})).eval()
         for layer in range(layers):
             stack.weights(layer).weight_hh.mul_(recurrent_scale)
-        inputs = torch.randn(length, hidden_size, dtype=dtype)
-        scores = torch.nn.Linear(hidden_size, CLASSES, dtype=dtype)
-        targets = torch.randint(CLASSES, (length,))
-    return Unrolled(stack, inputs, lambda outputs: F.cross_entropy(scores(outputs), targets, reduction="none"))
+        inputs = torch.randn(length, hidden_size, dtype=torch.float64).to(device, dtype)
+        scores = torch.nn.Linear(hidden_size, CLASSES, dtype=torch.float64).to(device, dtype)
+        targets = torch.randint(CLASSES, (length,)).to(device)
+    return Unrolled(
+        stack.to(device, dtype), inputs, lambda outputs: F.cross_entropy(scores(outputs), targets, reduction="none")
+    )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is no seed.
+
+    Raises:
+        UserError: it is below 0, or too large.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed: expected 0 to {LARGEST_SEED}, got {seed}")
 
 
 def find_layer(unrolled: Unrolled, number: int | None) -> int:
@@ -204,6 +225,12 @@ def find_layer(unrolled: Unrolled, number: int | None) -> int:
 def mapped(change: Callable[[Tensor], Tensor], state: State) -> State:
     """A state whose parts are changed."""
     return type(state)(*map(change, state))
+
+
+def norm_of(values: Tensor) -> float:
+    """The Euclidean norm of all values, of whatever size: their squares need not be floats."""
+    largest = float(values.abs().max())
+    return largest * float((values / largest).norm()) if 0 < largest < math.inf else largest
 
 
 def _detached(weights: Weights) -> Weights:

@@ -21,7 +21,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypedDict, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypedDict, cast
 
 import torch
 import torch.backends.cudnn.rnn
@@ -39,7 +39,7 @@ from .sequences import Sequences, arrange
 from .stepper import stepper_of
 from .unrolled import FUSED, Layer, Trace, flat, readable_layer, select, torch_layer
 
-__all__ = ["Device", "Options", "Recurrent", "implementation", "parameter_name"]
+__all__ = ["Device", "Options", "Recurrent", "StackStep", "implementation", "parameter_name"]
 
 CONNECTIONS = ("plain", "residual", "dense", "highway")
 IMPLEMENTATIONS = ("auto", "readable", "torch", "tensor", "compiled")
@@ -59,6 +59,16 @@ class Options(TypedDict, total=False):
     weight_dropout: float
     zoneout: float | tuple[float, float]
     implementation: str
+
+
+class StackStep(NamedTuple):
+    """What one step of a stack computes, in lists by layer from the bottom up: see ``Recurrent.step``."""
+
+    before: list[State]  # parts [N, features]
+    after: list[State]
+    gates: list[dict[str, Tensor]]  # [N, H_cell] by name; none in a simple RNN
+    reads: list[Tensor]  # what each layer reads, [N, features]
+    output: Tensor  # of the stack, [N, H_out]
 
 
 class Recurrent(nn.Module, ABC):
@@ -185,7 +195,7 @@ class Recurrent(nn.Module, ABC):
         for p in self._zoneouts:
             check_probability("zoneout", p)
         # Cells on top of each other and nothing else, as far as evaluation goes.
-        more = self.connections != "plain" or self.bidirectional or self.layer_norm or any(self._zoneouts)
+        more = self.connections != "plain" or self.bidirectional or self.layer_norm or self.has_zoneout
         self._plain = not (more or self._ragged)
         implementation(self)
 
@@ -327,6 +337,37 @@ class Recurrent(nn.Module, ABC):
             return restored, state, Trace(records, sequences.order, sequences.batch_size)
         return restored, state
 
+    def step(
+        self, inputs: Tensor, states: Sequence[State] | None = None, weights: Sequence[Weights] | None = None
+    ) -> StackStep:
+        """Take one step through all layers by the equations of ``cells.py``, in evaluation, and keep what it computes.
+
+        All of it can be differentiated with respect to what was given, any number of times.
+
+        Args:
+            inputs: e(t) ``[N, H_in]``.
+            states: of each layer after the step before (``after``), parts ``[N, features]``; zeros if not given.
+            weights: of each layer, in place of its own.
+
+        Raises:
+            ValueError: in training, where dropout lasts longer than a step; in two directions; or other sizes.
+        """
+        if self.training or self.bidirectional:
+            raise ValueError(f"{type(self).__name__}: a step alone is for stacks of one direction, after eval()")
+        self._check_features(inputs)
+        before = self._zeros(len(inputs), inputs) if states is None else list(states)
+        own = [self.weights(layer) for layer in range(self.num_layers)] if weights is None else weights
+        after, gates, reads = [], [], []
+        output = below = inputs
+        for layer, (state, each) in enumerate(zip(before, own, strict=True)):
+            reads.append(below)
+            state, found = self._step(each, state)(cells.drive(below, each, self.gate_groups), state)
+            output = self._connect(layer, state.hidden, below)
+            below = torch.cat((below, output), -1) if self.connections == "dense" else output
+            after.append(state)
+            gates.append(found)
+        return StackStep(before, after, gates, reads, output)
+
     def _step_at_once(self, input: Tensor, hx: StackState) -> tuple[Tensor, StackState] | None:
         """Take one step of a few sequences through all layers at once, if there is nothing to it but that."""
         if torch.compiler.is_compiling() or torch._C._is_tracing() or _differentiates_forward():
@@ -368,6 +409,11 @@ class Recurrent(nn.Module, ABC):
         device = self.weight_ih_l0.device
         if data.device != device:
             raise ValueError(f"{name}: expected input on {device}, where the weights are, got {data.device}")
+
+    @property
+    def has_zoneout(self) -> bool:
+        """Whether units may keep a part of their value beside the gates."""
+        return any(self._zoneouts)
 
     @property
     def _state_widths(self) -> list[list[int]]:
@@ -453,7 +499,7 @@ class Recurrent(nn.Module, ABC):
         if self.training and self.recurrent_dropout:
             mask = locked_mask(initial.hidden, self.recurrent_dropout)
         step = self.bind(weights, mask)
-        return cells.with_zoneout(step, self._zoneouts, self.training) if any(self._zoneouts) else step
+        return cells.with_zoneout(step, self._zoneouts, self.training) if self.has_zoneout else step
 
     def extra_repr(self) -> str:
         """Name the sizes, and what else is not as by default, for ``print(module)``."""
@@ -502,7 +548,7 @@ def implementation(
     sequences = input if isinstance(input, Sequences) or input is None else arrange(input, lengths, stack.batch_first)
     asked_for = {
         "layer_norm": stack.layer_norm,
-        "zoneout": any(stack._zoneouts),
+        "zoneout": stack.has_zoneout,
         "recurrent_dropout": stack.training and stack.recurrent_dropout > 0,
         "trace": trace,
         "torch.func or forward-mode differentiation": _differentiates_forward(),

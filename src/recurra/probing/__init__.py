@@ -1,12 +1,16 @@
-"""How far back a recurrent network remembers: made-up texts in which a word comes back, and real ones.
+"""What a model has learnt: how far back it remembers, and whether its verbs agree with their subjects.
 
-In the made-up texts everything depends on one early word: a network that has forgotten it when it is asked guesses.
-The distance is the number of tokens between its two mentions, so that the gradient has to find its way back through one
-step more. Tasks of this form go back to Hochreiter and Schmidhuber 1997; "her tickets ... she printed her ___" is how
-Stanford's lectures on language models put it. In real texts, what is measured is how much likelier a rare word is when
-it comes again (compare Khandelwal et al. 2018).
+**Recall**, in made-up texts in which a word comes back, and in real ones. In the made-up texts everything depends on
+one early word: a network that has forgotten it when it is asked guesses. The distance is the number of tokens between
+its two mentions, so that the gradient has to find its way back through one step more. Tasks of this form go back to
+Hochreiter and Schmidhuber 1997; "her tickets ... she printed her ___" is how Stanford's lectures on language models
+put it. In real texts, what is measured is how much likelier a rare word is when it comes again (compare Khandelwal et
+al. 2018). A distance is the number of tokens between two mentions, in both.
+
+**Agreement** (:mod:`recurra.probing.agreement`), in pairs of sentences.
 """
 
+from recurra.probing import agreement
 from recurra.probing.made_up_recall import (
     RecallModel,
     RecallResult,
@@ -36,6 +40,7 @@ __all__ = [
     "RepeatedSettings",
     "RepeatedWords",
     "SentenceTask",
+    "agreement",
     "draw_recall",
     "draw_repeated",
     "example",

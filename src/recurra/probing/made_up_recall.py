@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ TEST_EXAMPLES, VALID_EXAMPLES = 1_000, 256
 TEST, VALID = 2**32 - 1, 2**32 - 2  # in place of an epoch's number
 LEARNT = 0.99  # of the items
 EVALUATE_EVERY = 100  # updates
+MARKERS = "osD^vP*X"
 
 
 class RecallModel(nn.Module):
@@ -400,24 +400,23 @@ def draw_recall(result: RecallResult, path: Path) -> None:
     """
     if not result.rows:
         raise UserError(f"{path}: no run is over yet, there is nothing to draw")
-    looks = {"rnn": ("0.6", ":"), "gru": ("0.4", "--"), "lstm": ("black", "-")}
+    lines = {"rnn": ":", "gru": "--", "lstm": "-"}
     grouped = _grouped(result.rows)
-    markers = dict(
-        zip(dict.fromkeys(variant._replace(clip_norm=0) for variant in grouped), cycle("osD^vP*X"), strict=False)
-    )
+    kinds = list(dict.fromkeys(variant._replace(clip_norm=0) for variant in grouped))
     figure = figure_of(6.4, 4.2)
     axes = figure.add_subplot()
     for variant, by_distance in grouped.items():
         distances = sorted(by_distance)
         values = [[100 * row.accuracy for row in by_distance[distance]] for distance in distances]
-        colour, line = looks[variant.cell]
+        kind = kinds.index(variant._replace(clip_norm=0))
+        colour = f"{0.7 * kind / len(kinds):.2f}"
         axes.plot(
             distances,
             [sum(each) / len(each) for each in values],
             color=colour,
-            linestyle=line,
+            linestyle=lines[variant.cell],
             linewidth=1.5,
-            marker=markers[variant._replace(clip_norm=0)],
+            marker=MARKERS[kind % len(MARKERS)],
             markersize=5,
             markerfacecolor=colour if variant.clip_norm else "white",
             label=str(variant),

@@ -10,7 +10,7 @@ from recurra.reporting.markup import escape, number
 
 __all__ = ["Curve", "bar_chart", "heat_map", "line_chart"]
 
-WIDTH, LEFT, RIGHT = 600, 64, 12  # of a picture, and of its margins
+WIDTH, LEFT, RIGHT = 600, 72, 12  # of a picture, and of its margins
 
 
 class Curve(NamedTuple):
@@ -23,34 +23,38 @@ class Curve(NamedTuple):
 
 
 def line_chart(
-    curves: Sequence[Curve], *, x: str, y: str, label: str, log: bool = False, log_x: bool = False, height: int = 280
+    curves: Sequence[Curve],
+    *,
+    x: str,
+    y: str,
+    label: str,
+    log: bool = False,
+    end: float = 0.0,
+    height: int = 280,
 ) -> str:
     """A chart of lines as SVG, in the page's colours.
 
     Args:
         curves: those without points are left out.
-        x: label of the axis, with its unit; it begins at 0 if it is not logarithmic.
-        y: likewise.
+        x: label of the axis, with its unit; it begins at 0.
+        y: likewise, but from the least number.
         label: what is seen, for those who do not see it.
         log: whether the axis of ``y`` is logarithmic; points that are not above 0 are left out.
-        log_x: likewise that of ``x``.
+        end: where the axis of ``x`` ends at the earliest.
         height: of the picture; it is 600 wide.
 
     Returns:
         An ``svg`` element; nothing where there are no points.
     """
-    curves = [
-        curve._replace(points=[p for p in curve.points if (p[1] > 0 or not log) and (p[0] > 0 or not log_x)])
-        for curve in curves
-    ]
+    curves = [curve._replace(points=[p for p in curve.points if p[1] > 0 or not log]) for curve in curves]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
     room = (WIDTH - RIGHT - LEFT) / max(64 + 7 * len(curve.name) for curve in curves)  # legends in a row
     beside = max(1, int(room))
     top, bottom = 14 + (20 * math.ceil(len(curves) / beside) if len(curves) > 1 else 0), 44
-    begin = [] if log_x else [0.0]  # times and distances begin there
-    across = _Axis([*begin, *(p[0] for c in curves for p in c.points)], LEFT, WIDTH - RIGHT, log=log_x)
+    # Times and distances begin at 0.
+    across = _Axis([0.0, end, *(p[0] for c in curves for p in c.points)], LEFT, WIDTH - RIGHT, log=False)
     up = _Axis([p[1] for c in curves for p in c.points], height - bottom - 8, top, log=log)
     parts = []
     for value in up.ticks():
@@ -66,7 +70,7 @@ def line_chart(
         places = [(across.place(a), up.place(b)) for a, b in curve.points]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline class="curve {curve.css}" points="{path}"/>')
-        if curve.marks:
+        if curve.marks or len(places) == 1:  # one point makes no line
             parts += [f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in places]
         if len(curves) > 1:
             at, line = LEFT + place % beside * (WIDTH - RIGHT - LEFT) / room, 14 + 20 * (place // beside)
@@ -163,7 +167,7 @@ class _Axis:
         self.begin, self.end, self.log = begin, end, log
         low, high = min(values), max(values)
         if low == high:
-            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+            low, high = (low / 2, high * 2) if log else (min(0.0, 2 * low), max(0.0, 2 * high) or 1.0)
         self.low, self.high = low, high
 
     def place(self, value: float) -> float:
@@ -190,7 +194,7 @@ class _Axis:
 
 def _tick(value: float) -> str:
     """A number beside an axis, where there is little room."""
-    return f"{value:.0e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)
+    return number(float(f"{value:.0e}")) if 0 < abs(value) < 1e-3 else number(value)
 
 
 def _svg(height: float, label: str, parts: Sequence[str]) -> str:

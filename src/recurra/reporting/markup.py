@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -60,7 +61,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def number(value: Any) -> str:
-    """A number as people read it, to four digits; what is none of these as JSON has it."""
+    """A number as people read it: integers in full, others to four digits and more, from 10 million on as powers.
+
+    What is no number is as JSON has it.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -71,9 +75,9 @@ def number(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if not math.isfinite(value):
         return "∞" if value > 0 else "–"
-    if abs(value) < 1000:
-        return f"{value:.4g}"
-    return f"{value:,.0f}" if value.is_integer() else f"{value:,.1f}"
+    if 1000 <= abs(value) < 1e7:
+        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 10_000 else f"{value:,.1f}"
+    return re.sub(r"e([+-])0*", lambda sign: "e-" if sign[1] == "-" else "e", f"{value:.4g}")  # 2.7e43, 5e-7
 
 
 def percent(share: float | None) -> float | None:
@@ -94,4 +98,7 @@ def plain(value: Any) -> str:
         return value
     if isinstance(value, list):
         return ", ".join(map(plain, value))
+    if isinstance(value, dict):
+        known = {name: each for name, each in value.items() if each is not None}
+        return ", ".join(f"{n} {number(each) if isinstance(each, float) else plain(each)}" for n, each in known.items())
     return json.dumps(value, ensure_ascii=False)

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recurra import recipes, supervised
 from recurra.checkpoint import WEIGHTS, read_json, read_log, read_settings, read_tensors
 from recurra.config import UserError, setting
 from recurra.evaluation import row_starts
 from recurra.files import finite
+from recurra.generation import REPLACEMENT, IncrementalDecoder
 from recurra.gradients import decay, gradient_map, unroll_model
 from recurra.language_model import LanguageModel
-from recurra.models.kinds import KINDS
-from recurra.models.recurrent_lm import RecurrentLM
-from recurra.tasks import TASKS
+from recurra.nn import Recurrent
+from recurra.opening import About, about
+from recurra.predictor import Predictor
 from recurra.text.batches import TokenStream
 from recurra.text.tokenizer import Tokenizer
-from recurra.text.vocabulary import LINE_END, UNKNOWN
+from recurra.text.vocabulary import UNKNOWN
 from recurra.tracing import trace
 
 __all__ = ["Numbers", "ReportSettings", "measure"]
@@ -34,12 +36,14 @@ __all__ = ["Numbers", "ReportSettings", "measure"]
 Numbers = dict[str, Any]
 
 # Tokens that are read to see what is easy and what is hard: at least and at most; between them so many that reading
-# them one after the other takes some seconds, which is a matter of reading the weights once for each.
-LEAST_READ, MOST_READ, WEIGHTS_READ = 2_000, 20_000, 1e11
+# them takes some seconds. They are pieces from all over the text, where that is longer: so many, of so many tokens at
+# least. The tokens before a piece are read and not counted, so that it is read with what it goes on from.
+LEAST_READ, MOST_READ, WEIGHTS_READ = 2_000, 20_000, 2e11
+PIECES, SHORTEST, BEFORE = 16, 500, 50
 EXCERPT = {"characters": 400}  # tokens of the coloured text; of other tokenizers:
 EXCERPT_WORDS = 120
 TRACED, UNITS = 32, 8  # tokens and units of the picture of a gate
-UNROLLED, PAIRED = 120, 1e11  # tokens that gradients flow back through, and products that this may take
+UNROLLED, PAIRED = 120, 5e10  # tokens that gradients flow back through, and products that this may take
 CURVE_POINTS = 400  # lines of the log that are shown, at most, beside those of validations
 SCALE_BITS = {"characters": 8.0}  # surprisal of the darkest colour; of other tokenizers:
 SCALE_BITS_WORDS = 16.0
@@ -75,97 +79,116 @@ def measure(
         UserError: no model directory, or a file of it is damaged.
     """
     directory, settings = Path(directory), settings or ReportSettings()
-    content = read_settings(directory)
-    kind = str(content["kind"])
-    task = TASKS.get(kind)
-    lm = None if task else LanguageModel.load(directory, device=device)
+    content, kind = read_settings(directory), about(directory)
+    model = kind.open(device=device)
     missing: dict[str, str] = {}
-    title = task.title if task else KINDS[kind].title if kind in KINDS else "mixture of language models"
     results_path = directory / "results.json"
     results = read_json(results_path) if results_path.exists() else None
     if results is None:
         missing["results"] = "There is no results.json: the training run was not finished, or did not happen here."
-    log, why = _log(directory / "log.jsonl", counted=lm is not None and lm.counted)
+    log, why = None, "This model was made in one go, by counting or mixing: it has no learning curve."
+    if kind.trained:
+        log, why = _log(directory / "log.jsonl", unit=kind.unit)
     if log is None:
         missing["learning"] = why
     else:
-        log["unit"] = "target" if task else "token"
-        if task and "score" in {name for line in log["lines"] for name in line}:
-            scores = (results or {}).get("valid", {})
-            log["score"] = next((name for name in task.metric if scores.get(name.removeprefix("-")) is not None), None)
+        log["clip_norm"] = content.get("training", {}).get("clip_norm") or None
     numbers: Numbers = {
-        "model": {"name": directory.resolve().name, "kind": kind, "title": title},
+        "model": {"name": directory.resolve().name, "kind": kind.kind, "title": kind.title},
         "learning": log,
         "results": results,
         "settings": _settings(kind, content),
-        "sizes": _sizes(directory, lm, content),
+        "sizes": _sizes(directory, model, content),
         "speed": _training_speed(results),
         "missing": missing,
     }
-    if lm is not None:
-        _measure_text(lm, directory, settings, numbers, say)
+    excerpt = _measure_text(model, settings, numbers, say) if isinstance(model, LanguageModel) else None
+    _look_inside(model, excerpt, numbers, say)
     found: Numbers = finite(numbers)
     return found
 
 
 def _measure_text(
-    lm: LanguageModel, directory: Path, settings: ReportSettings, numbers: Numbers, say: Callable[[str], None]
-) -> None:
-    """What a language model makes of its held-out text, and what it writes."""
+    lm: LanguageModel, settings: ReportSettings, numbers: Numbers, say: Callable[[str], None]
+) -> TokenStream | None:
+    """What a language model makes of its held-out text, of which an excerpt is returned, and what it writes."""
     missing = numbers["missing"]
-    held_out = _held_out(lm, directory)
-    example: list[int] = []
-    numbers["reading"] = numbers["samples"] = None
-    if held_out is None:
-        missing["reading"] = (
-            "The held-out tokens are gone, or there never were any: training/ has no valid and no test."
-        )
+    numbers["reading"] = numbers["samples"] = excerpt = None
+    for split in ("valid", "test"):
+        stream = lm.held_out(split)
+        if stream is not None:
+            sample = _sample(stream, _most(lm), lm.model.settings.reset)
+            say(f"reading {len(sample.places):,} of {len(stream):,} tokens of {split}")
+            numbers["reading"], excerpt = _reading(lm, split, stream, sample)
+            seconds = max(1e-9, numbers["reading"]["seconds"])
+            numbers["speed"]["reading_tokens_per_second"] = len(sample.stream) / seconds
+            break
     else:
-        say(f"reading {len(held_out[1]):,} tokens of {held_out[0]}")
-        numbers["reading"], example = _reading(lm, *held_out)
-        numbers["speed"]["reading_tokens_per_second"] = len(held_out[1]) / max(1e-9, numbers["reading"]["seconds"])
-    if settings.samples:
-        say(f"writing {settings.samples} passages")
-        begun = time.perf_counter()
-        try:
-            passages = lm.generate(count=settings.samples, max_tokens=settings.tokens, seed=settings.seed)
-        except UserError as error:
-            missing["samples"] = f"The model could not write: {error}."
-        else:
-            written = sum(len(each.ids) for each in passages)
-            numbers["speed"]["writing_tokens_per_second"] = written / max(1e-9, time.perf_counter() - begun)
-            numbers["samples"] = {
-                "seed": settings.seed,
-                "passages": [
-                    {"text": p.text, "tokens": len(p.ids), "nats_per_token": -p.log_prob / max(1, len(p.ids))}
-                    for p in passages
-                ],
-            }
-    else:
+        missing["reading"] = "There is no held-out text in the model's folder, no training/valid and no training/test."
+    if not settings.samples:
         missing["samples"] = "None were asked for."
+        return excerpt
+    say(f"writing {settings.samples} passages")
+    begun = time.perf_counter()
+    try:
+        passages = lm.generate(count=settings.samples, max_tokens=settings.tokens, seed=settings.seed)
+    except UserError as error:
+        missing["samples"] = f"The model could not write: {error}."
+    else:
+        written = sum(len(each.ids) for each in passages)
+        numbers["speed"]["writing_tokens_per_second"] = written / max(1e-9, time.perf_counter() - begun)
+        numbers["samples"] = {
+            "seed": settings.seed,
+            "passages": [
+                {"text": p.text, "tokens": len(p.ids), "nats_per_token": -p.log_prob / max(1, len(p.ids))}
+                for p in passages
+            ],
+        }
+    return excerpt
+
+
+def _look_inside(
+    model: LanguageModel | Predictor,
+    excerpt: TokenStream | None,
+    numbers: Numbers,
+    say: Callable[[str], None],
+) -> None:
+    """Gradients and gates of a language model's recurrent layers; of others, why there is no picture."""
     numbers["gradients"] = numbers["gates"] = None
-    if not isinstance(lm.model, RecurrentLM):
-        what = "Only a recurrent network has {}; this is another kind of model."
-        missing["gradients"] = what.format("gradients that flow back through time")
-        missing["gates"] = what.format("gates")
-    elif not example:
-        missing["gradients"] = missing["gates"] = "There is no held-out text to read."
+    stack = model.recurrent
+    if stack is None:
+        why = "This model has no recurrent layers of its own, so no gates, and no gradients through time."
+    elif not isinstance(model, LanguageModel):
+        why = f"Drawn of language models alone, which read one text from its beginning; here is {_in_words(stack)}."
+    elif excerpt is None:
+        why = "There is no held-out text to read."
     else:
         say("looking inside")
-        stream = TokenStream.from_tokens(example, vocabulary=lm.tokenizer.vocabulary.digest())
-        numbers["gates"] = _gates(lm, stream)
-        numbers["gradients"] = _gradients(lm, stream)
+        network: Any = copy.deepcopy(model.model)  # in float64, which not every device has; the model stays as it is
+        exact = dataclasses.replace(model, model=network.cpu().double())
+        numbers["gates"] = _gates(exact, excerpt)
+        numbers["gradients"] = _gradients(exact, excerpt)
+        return
+    numbers["missing"]["gradients"] = numbers["missing"]["gates"] = why
 
 
-def _log(path: Path, *, counted: bool) -> tuple[Numbers | None, str]:
+def _in_words(stack: Recurrent) -> str:
+    """What a stack is made of."""
+    layers = f"{stack.num_layers} layer{'s' if stack.num_layers > 1 else ''}"
+    sizes = ", ".join(f"{size:,}" for size in dict.fromkeys(stack.hidden_sizes))
+    where = ", in both directions" if stack.bidirectional else ""
+    return f"a stack of {layers} of {type(stack).__name__}, {sizes} units wide{where}"
+
+
+def _log(path: Path, *, unit: str) -> tuple[Numbers | None, str]:
     """The lines of a training log, thinned out evenly where there are many; or why there are none."""
-    if counted:
-        return None, "This model was made by counting, in one go: it has no learning curve."
     logged = read_log(path)
     if logged is None:
         return None, "There is no log.jsonl in the model's folder."
     lines: list[dict[str, float]] = []
+    score = "score"
     for number, line in enumerate(logged, 1):
+        score = str(line.pop("score_name", score))
         try:
             lines.append({"seconds": float(line["seconds"]), **{name: float(each) for name, each in line.items()}})
         except (ValueError, TypeError, KeyError) as error:
@@ -174,17 +197,12 @@ def _log(path: Path, *, counted: bool) -> tuple[Numbers | None, str]:
         return None, "The log has no lines: training ended before the first."
     step = math.ceil(len(lines) / CURVE_POINTS)
     kept = [line for place, line in enumerate(lines) if place % step == step - 1 or "valid" in line]
-    return {"lines": kept, "logged": len(lines)}, ""
+    return {"lines": kept, "logged": len(lines), "unit": unit, "score_name": score}, ""
 
 
-def _settings(kind: str, content: Mapping[str, Any]) -> dict[str, list[Numbers]]:
+def _settings(kind: About, content: Mapping[str, Any]) -> dict[str, list[Numbers]]:
     """The resolved settings by section, each with what it does."""
-    known: dict[str, type[Any]] = {}
-    if kind in KINDS:
-        known = dict(recipes.sections(kind))
-    elif kind in TASKS:
-        known = dict(supervised.sections(kind))
-    found = {}
+    known, found = kind.sections, {}
     for section in ("corpus", "data", "tokenizer", "model", "training"):
         values = content.get("tokenizer_settings" if section == "tokenizer" else section)
         if not isinstance(values, dict):
@@ -199,9 +217,9 @@ def _settings(kind: str, content: Mapping[str, Any]) -> dict[str, list[Numbers]]
     return found
 
 
-def _sizes(directory: Path, lm: LanguageModel | None, content: Mapping[str, Any]) -> Numbers:
-    """How large the model is, and what the numbers in it are for."""
-    found: Numbers = {}
+def _sizes(directory: Path, model: LanguageModel | Predictor, content: Mapping[str, Any]) -> Numbers:
+    """How large the model is: the numbers that were learnt or counted, and those in its file by what they are for."""
+    found: Numbers = {"parameters": model.model.parameters_count}
     weights = directory / WEIGHTS
     if weights.exists():  # a mixture has none of its own
         tensors, _ = read_tensors(weights, verify=False)
@@ -214,11 +232,10 @@ def _sizes(directory: Path, lm: LanguageModel | None, content: Mapping[str, Any]
             part = each["name"].partition(".")[0]
             parts[part] = parts.get(part, 0) + each["numbers"]
         found["parts"] = dict(sorted(parts.items(), key=lambda part: -part[1]))
-        found["parameters"] = sum(parts.values())
-    if lm is not None:
-        vocabulary = lm.tokenizer.vocabulary
-        found["parameters"] = lm.model.parameters_count
-        found["tokenizer"] = lm.tokenizer.kind
+        found["stored"] = sum(parts.values())
+    if isinstance(model, LanguageModel):
+        vocabulary = model.tokenizer.vocabulary
+        found["tokenizer"] = model.tokenizer.kind
         found["vocabulary"] = len(vocabulary)
         order = np.argsort(-np.asarray(vocabulary.counts), kind="stable")[:10].tolist()
         found["frequent"] = [{"token": vocabulary.tokens[i], "count": vocabulary.counts[i]} for i in order]
@@ -240,58 +257,97 @@ def _training_speed(results: Mapping[str, Any] | None) -> Numbers:
     }
 
 
-def _held_out(lm: LanguageModel, directory: Path) -> tuple[str, TokenStream, int] | None:
-    """The beginning of the validation text, or of the test text where there is none; and how long it is in all."""
-    for split in ("valid", "test"):
-        path = directory / "training" / split
-        if not path.exists() or not len(stream := TokenStream.open(path)):
-            continue
-        most = int(max(LEAST_READ, min(MOST_READ, WEIGHTS_READ // max(1, lm.model.parameters_count))))
-        tokens = np.asarray(stream.tokens[:most])
-        ends = np.flatnonzero(tokens == LINE_END) + 1
-        if len(tokens) < len(stream) and len(ends) and ends[-1] > most // 2:
-            tokens = tokens[: ends[-1]]  # whole lines, where they are not too long
-        starts = np.asarray(stream.document_starts)
-        part = TokenStream.from_tokens(tokens, starts[starts < len(tokens)], vocabulary=stream.vocabulary)
-        return split, part, len(stream)
-    return None
+def _most(lm: LanguageModel) -> int:
+    """How many tokens are read."""
+    return int(max(LEAST_READ, min(MOST_READ, WEIGHTS_READ // max(1, lm.model.parameters_count))))
 
 
-def _reading(lm: LanguageModel, split: str, stream: TokenStream, whole: int) -> tuple[Numbers, list[int]]:
-    """Surprisal of held-out tokens by frequency and by position, with an excerpt; and the excerpt's ids."""
-    nats = np.empty(len(stream))
-    found = lm.evaluate(stream, per_token=nats)
-    tokens = np.asarray(stream.tokens, dtype=np.int64)
+class _Sample(NamedTuple):
+    """Pieces of a text.
+
+    Attributes:
+        stream: what is read.
+        reset: where the model begins anew in it.
+        counted: which of its tokens count, ``[tokens read]``.
+        places: of these in the whole text, ``[tokens]``.
+        pieces: where each piece begins and ends in the whole text.
+    """
+
+    stream: TokenStream
+    reset: str
+    counted: NDArray[np.bool_]
+    places: NDArray[np.int64]
+    pieces: list[tuple[int, int]]
+
+
+def _sample(stream: TokenStream, most: int, reset: str) -> _Sample:
+    """A whole text, or where it is too long pieces from all over it: at lines' starts, if there are some nearby."""
+    total = len(stream)
+    if total <= most:
+        return _Sample(stream, reset, np.ones(total, bool), np.arange(total), [(0, total)])
+    count = max(1, min(PIECES, most // SHORTEST))
+    length = most // count
+    lines, documents = np.asarray(stream.line_starts), np.asarray(stream.document_starts)
+    pieces, tokens, counted, starts, read = [], [], [], [], 0
+    for place in np.linspace(0, total - length, count).astype(int).tolist():
+        near = int(lines[min(np.searchsorted(lines, place), len(lines) - 1)])
+        begin = near if place <= near < place + length // 2 else place
+        end, first = place + length, max(0, begin - BEFORE)
+        pieces.append((begin, end))
+        tokens.append(np.asarray(stream.tokens[first:end]))
+        counted.append(np.arange(first, end) >= begin)
+        # Every piece is a row of its own, and so are the documents in it for a model that begins anew with each.
+        inside = documents[(documents > first) & (documents < end)] if reset == "documents" else []
+        starts += [read, *(read + int(document) - first for document in inside)]
+        read += end - first
+    part = TokenStream.from_tokens(np.concatenate(tokens), starts, vocabulary=stream.vocabulary)
+    places = np.concatenate([np.arange(begin, end) for begin, end in pieces])
+    return _Sample(part, "lines" if reset == "lines" else "documents", np.concatenate(counted), places, pieces)
+
+
+def _reading(lm: LanguageModel, split: str, whole: TokenStream, sample: _Sample) -> tuple[Numbers, TokenStream]:
+    """Surprisal of held-out tokens by frequency and by position, with an excerpt; and the excerpt."""
+    nats = np.empty(len(sample.stream))
+    seconds = lm.evaluate(sample.stream, reset=sample.reset, per_token=nats).seconds
+    nats = nats[sample.counted]
+    tokens = np.asarray(sample.stream.tokens, dtype=np.int64)[sample.counted]
     counts = np.asarray(lm.tokenizer.vocabulary.counts)[tokens]
     edges = [0, *(10**k for k in range(1, 1 + len(str(int(counts.max(initial=0))))))]
     frequency = np.searchsorted(edges, counts)
     frequency[tokens == UNKNOWN] = len(edges)
     names = ["0", *(_span(low + 1, high) for low, high in itertools.pairwise(edges)), "<unk>"]
-    begins = np.asarray(stream.line_starts)
-    lines = np.searchsorted(begins, np.arange(len(tokens)), side="right") - 1
-    place = np.arange(len(tokens)) - begins[lines]  # in the line, from 0
+    begins = np.asarray(whole.line_starts)
+    place = sample.places - begins[np.searchsorted(begins, sample.places, side="right") - 1]  # in the line, from 0
     doubling = [0, *(2**k for k in range(1 + int(place.max(initial=0)).bit_length()))]
     position = np.searchsorted(doubling, place, side="right") - 1
     places = [_span(low + 1, high) for low, high in zip(doubling, [*doubling[1:], math.inf], strict=True)]
-    begin = _middle(begins, len(tokens), EXCERPT.get(lm.tokenizer.kind, EXCERPT_WORDS))
-    excerpt = tokens[begin : begin + EXCERPT.get(lm.tokenizer.kind, EXCERPT_WORDS)].tolist()
+    wanted = EXCERPT.get(lm.tokenizer.kind, EXCERPT_WORDS)
+    begin, end = _middle(begins, *sample.pieces[len(sample.pieces) // 2], wanted)
+    excerpt = TokenStream.from_tokens(np.asarray(whole.tokens[begin:end]), vocabulary=whole.vocabulary)
+    ids, first = excerpt.tokens.tolist(), int(np.searchsorted(sample.places, begin))
+    mean = float(nats.mean())
     numbers = {
         "split": split,
         "tokens": len(tokens),
-        "of": whole,
-        "reset": found.reset,
-        "nats_per_token": found.nats_per_token,
-        "perplexity": found.perplexity,
-        "seconds": found.seconds,
+        "of": len(whole),
+        "pieces": len(sample.pieces),
+        "reset": lm.model.settings.reset,
+        "nats_per_token": mean,
+        "perplexity": _perplexity(mean),
+        "seconds": seconds,
         "by_frequency": _bins(names, frequency, nats),
         "by_position": _bins(places, position, nats),
         "scale_bits": SCALE_BITS.get(lm.tokenizer.kind, SCALE_BITS_WORDS),
         "excerpt": [
             {"token": lm.tokenizer.token(id), "text": text, "nats": surprisal}
-            for id, text, surprisal in zip(excerpt, _texts(lm.tokenizer, excerpt), nats[begin:].tolist(), strict=False)
+            for id, text, surprisal in zip(ids, _texts(lm.tokenizer, ids), nats[first:].tolist(), strict=False)
         ],
     }
     return numbers, excerpt
+
+
+def _perplexity(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
 
 
 def _bins(names: Sequence[str], bins: NDArray[Any], nats: NDArray[np.float64]) -> list[Numbers]:
@@ -303,7 +359,7 @@ def _bins(names: Sequence[str], bins: NDArray[Any], nats: NDArray[np.float64]) -
             "name": name,
             "tokens": size,
             "nats_per_token": nats_of / size,
-            "perplexity": math.exp(nats_of / size) if nats_of / size < 700 else math.inf,
+            "perplexity": _perplexity(nats_of / size),
             "share_of_tokens": size / len(bins),
             "share_of_nats": nats_of / total if total and math.isfinite(total) else math.nan,
         }
@@ -316,26 +372,22 @@ def _span(low: int, high: float) -> str:
     return f"{low:,}+" if high == math.inf else f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
-def _middle(line_starts: NDArray[Any], total: int, wanted: int) -> int:
-    """Where an excerpt begins: at a line's start near the middle that has enough tokens after it, if there is one."""
-    place = max(0, min(total // 2, total - wanted))
-    return int(line_starts[np.searchsorted(line_starts, place, side="right") - 1])
+def _middle(line_starts: NDArray[Any], low: int, high: int, wanted: int) -> tuple[int, int]:
+    """An excerpt of a piece: from a line's start near its middle that has enough tokens after it, if there is one."""
+    place = max(low, min((low + high) // 2, high - wanted))
+    begin = max(low, int(line_starts[np.searchsorted(line_starts, place, side="right") - 1]))
+    return begin, min(high, begin + wanted)
 
 
 def _texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text, with the space before it; a part of a character adds nothing yet."""
-    texts, begin, shown = [], 0, ""
-    for place, id in enumerate(ids):
-        if id == LINE_END:
-            texts.append("\n")
-            begin, shown = place + 1, ""
-            continue
-        text = tokenizer.decode(ids[begin : place + 1])
-        ready = text if id == UNKNOWN else text.rstrip("\ufffd")
-        texts.append(
-            (" " if ready[len(shown) :].startswith(" ") else "") + "<unk>" if id == UNKNOWN else ready[len(shown) :]
-        )
-        shown = ready
+    decoder, texts = IncrementalDecoder(tokenizer.decode), []
+    for id in ids:
+        text = decoder.push(id)
+        if id == UNKNOWN:  # which may be written like what is no character yet
+            text += decoder.finish()
+            text = text.removesuffix(REPLACEMENT) + "<unk>" if text.endswith(REPLACEMENT) else text
+        texts.append(text)
     return texts
 
 
@@ -374,8 +426,7 @@ def _gates(lm: LanguageModel, example: TokenStream) -> Numbers:
 
 def _gradients(lm: LanguageModel, example: TokenStream) -> Numbers:
     """How the gradient of the loss at a token falls with the distance of the state, in each layer."""
-    model = lm.model
-    assert isinstance(model, RecurrentLM)
+    model: Any = lm.model
     tokens = example.tokens[:UNROLLED]
     starts = row_starts(model.settings.reset, example.document_starts, example.line_starts)
     inside = [int(start) for start in starts if start < len(tokens)]

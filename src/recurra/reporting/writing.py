@@ -8,21 +8,26 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from recurra import __version__
 from recurra.reporting.charts import Curve, bar_chart, heat_map, line_chart
 from recurra.reporting.markup import details, escape, figure, number, paragraph, percent, plain, table, whole
 
 __all__ = ["page"]
 
 UNIT_NAMES = {"characters": "characters", "words": "words", "whitespace": "words", "byte-pairs": "pieces of words"}
+RESULTS = "How good it is"
 CURVES = ("", "dash1", "dash2", "dash3")  # classes of lines that differ without colours
 
 
-def page(numbers: Mapping[str, Any]) -> str:
-    """The page that says what :func:`measure` found: a whole HTML document."""
+def page(numbers: Mapping[str, Any], *, version: str = "") -> str:
+    """The page that says what :func:`measure` found: a whole HTML document.
+
+    Args:
+        numbers: of :func:`measure`.
+        version: of Recurra, for the last line.
+    """
     sections = {
         "learning": ("How it learnt", _learning_section),
-        "results": ("How good it is", _results_section),
+        "results": (RESULTS, _results_section),
         "frequency": ("Frequent and rare tokens", _frequency_section),
         "position": ("Along the line", _position_section),
         "surprisal": ("A text as the model reads it", _surprisal_section),
@@ -34,27 +39,28 @@ def page(numbers: Mapping[str, Any]) -> str:
         "speed": ("Speed", _speed_section),
     }
     source = {"frequency": "reading", "position": "reading", "surprisal": "reading"}
-    contents, bodies = [], []
-    for name, (heading, make) in sections.items():
-        found = source.get(name, name)
-        if numbers.get(found) is None and found not in numbers["missing"]:
-            continue  # says nothing of this kind of model
-        body = (
-            make(numbers[found])
-            if numbers.get(found) is not None
-            else paragraph(numbers["missing"][found], css="missing")
-        )
-        contents.append(f'<li><a href="#{name}">{heading}</a></li>')
-        bodies.append(
-            f'<section id="{name}" aria-labelledby="{name}-heading">\n'
-            f'<h2 id="{name}-heading">{heading}</h2>\n{body}\n</section>'
-        )
+    found = {
+        name: (heading, make(numbers[of]))
+        for name, (heading, make) in sections.items()
+        if numbers.get(of := source.get(name, name)) is not None
+    }
+    reasons: dict[str, list[str]] = {}  # a reason once, with all that is missing for it
+    for name, (heading, _) in sections.items():
+        if name not in found and source.get(name, name) in numbers["missing"]:
+            reasons.setdefault(numbers["missing"][source.get(name, name)], []).append(heading)
+    if reasons:
+        found["missing"] = ("What is not here", table(["", ""], (["; ".join(of), why] for why, of in reasons.items())))
+    bodies = [
+        f'<section id="{name}" aria-labelledby="{name}-heading">\n'
+        f'<h2 id="{name}-heading">{heading}</h2>\n{body}\n</section>'
+        for name, (heading, body) in found.items()
+    ]
     template = Template(resources.files("recurra.reporting").joinpath("page.html.template").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(f"{numbers['model']['name']}: {numbers['model']['title']}"),
-        version=escape(__version__),
+        made_by=escape(f"Recurra {version}".strip()),
         summary=_summary(numbers),
-        contents="\n".join(contents),
+        contents="\n".join(f'<li><a href="#{name}">{heading}</a></li>' for name, (heading, _) in found.items()),
         sections="\n".join(bodies),
     )
 
@@ -65,7 +71,7 @@ def _summary(numbers: Mapping[str, Any]) -> str:
     title = numbers["model"]["title"]
     parts = [f"{'An' if title[0] in 'aeiou' else 'A'} {title}"]
     if sizes.get("parameters") is not None:
-        parts.append(f"with {number(sizes['parameters'])} numbers in it")
+        parts.append(f"with {number(sizes['parameters'])} parameters")
     if sizes.get("vocabulary") is not None:
         parts.append(f"over a vocabulary of {number(sizes['vocabulary'])} {UNIT_NAMES[sizes['tokenizer']]}")
     said = [
@@ -84,7 +90,8 @@ def _learning_section(found: Mapping[str, Any]) -> str:
     def points(name: str, sign: float = 1.0) -> list[tuple[float, float]]:
         return [(line["seconds"] / scale, sign * line[name]) for line in lines if line.get(name) is not None]
 
-    valid = points("valid")
+    valid, limit = points("valid"), found["clip_norm"]
+    clipped = [(0.0, limit), (total / scale, limit)] if limit else []
     parts = [
         paragraph(
             f"The loss is the mean surprise at each {unit} it had to predict; lower is better. The thin line is the"
@@ -95,19 +102,21 @@ def _learning_section(found: Mapping[str, Any]) -> str:
             line_chart(
                 [Curve("training", points("loss"), "quiet"), Curve("validation", valid, "", marks=True)],
                 x=time_label,
+                end=total / scale,
                 y=f"loss (nats per {unit})",
                 label="Training and validation loss over training time"
                 + (f"; the last validation loss is {number(valid[-1][1])}" if valid else ""),
             )
         ),
     ]
-    if scores := points("score", -1.0 if str(found.get("score")).startswith("-") else 1.0):
-        name = str(found.get("score") or "score").removeprefix("-")
+    if scores := points("score", -1.0 if found["score_name"].startswith("-") else 1.0):
+        name = found["score_name"].removeprefix("-").replace("_", " ")
         parts.append(
             figure(
                 line_chart(
                     [Curve(name, scores, "", marks=True)],
                     x=time_label,
+                    end=total / scale,
                     y=name,
                     label=f"{name} on the validation data over training time",
                 ),
@@ -119,6 +128,7 @@ def _learning_section(found: Mapping[str, Any]) -> str:
             line_chart(
                 [Curve("learning rate", points("learning_rate"), "")],
                 x=time_label,
+                end=total / scale,
                 y="learning rate",
                 label="Learning rate over training time",
                 height=190,
@@ -127,15 +137,17 @@ def _learning_section(found: Mapping[str, Any]) -> str:
         ),
         figure(
             line_chart(
-                [Curve("gradient norm", points("gradient_norm"), "")],
+                [Curve("before clipping", points("gradient_norm"), ""), Curve("clipped at", clipped, "dash1")],
                 x=time_label,
-                y="gradient norm",
+                end=total / scale,
+                y="gradient norm (nats)",
                 log=True,
                 label="Norm of the gradient over training time, on a logarithmic scale",
                 height=190,
             ),
             "The norm of the gradient before clipping, on a logarithmic scale. Peaks are steps that would have thrown"
-            " the weights far off; clipping holds them.",
+            " the weights far off"
+            + (f"; those above {number(limit)} were made as short as that." if limit else ", and were not clipped."),
         ),
     ]
     names = [name for name in dict.fromkeys(name for line in lines for name in line) if name != "fraction"]
@@ -211,10 +223,18 @@ def _bin_parts(bins: Sequence[Mapping[str, Any]], label: str, title: str) -> str
 
 
 def _frequency_section(found: Mapping[str, Any]) -> str:
+    tokens, split, whole_text = number(found["tokens"]), found["split"], found["tokens"] == found["of"]
+    what = (
+        f"all {tokens} tokens of the {split} text"
+        if whole_text
+        else f"a sample of {tokens} of {number(found['of'])} tokens, from {found['pieces']} places all over the {split}"
+        " text"
+    )
+    also = "" if whole_text else f" in this sample; that of the whole {split} text is under “{RESULTS}”"
     text = (
-        f"Perplexity of {number(found['tokens'])} tokens of the {found['split']} text, grouped by how often each was"
-        " seen in training. Frequent tokens are easy; of rare ones the model has seen too few examples. The table tells"
-        f" how much of the loss each group makes up. Over all groups, perplexity is {number(found['perplexity'])}."
+        f"Perplexity of {what}, grouped by how often each was seen in training. Frequent tokens are easy; of rare ones"
+        " the model has seen too few examples. The table tells how much of the loss each group makes up. Over all"
+        f" groups, perplexity is {number(found['perplexity'])}{also}."
     )
     return paragraph(text) + _bin_parts(
         found["by_frequency"], "times seen in training", "Perplexity by frequency in training"
@@ -269,9 +289,9 @@ def _surprisal_section(found: Mapping[str, Any]) -> str:
 def _samples_section(found: Mapping[str, Any]) -> str:
     parts = [
         paragraph(
-            "Passages that the model made up, a token at a time, each drawn by the probability that the model gives it,"
-            f" from the beginning of a line (seed {found['seed']}). They show what it has learnt of spelling, grammar"
-            " and subject; how far a passage holds together shows how long it remembers."
+            "Passages that the model made up, a token at a time, each drawn by the probability that the model gives it"
+            f" among all but <unk>, from the beginning of a line (seed {found['seed']}). They show what it has learnt"
+            " of spelling, grammar and subject; how far a passage holds together shows how long it remembers."
         )
     ]
     for place, passage in enumerate(found["passages"], 1):
@@ -279,7 +299,7 @@ def _samples_section(found: Mapping[str, Any]) -> str:
         parts.append(f'<div class="text" lang="">{escape(passage["text"])}</div>')
         mean = number(passage["nats_per_token"])
         note = f"{number(passage['tokens'])} tokens, {mean} nats per token to the model itself."
-        parts.append(paragraph(note, css="missing"))
+        parts.append(paragraph(note, css="note"))
     return "\n".join(parts)
 
 
@@ -287,7 +307,9 @@ def _gradients_section(found: Mapping[str, Any]) -> str:
     curves, said, rows = [], [], []
     for each in found["layers"]:
         points = [
-            (float(k), value) for k, value in zip(each["distances"], each["relative"], strict=True) if value is not None
+            (float(k), value)
+            for k, value in zip(each["distances"], each["relative"], strict=True)
+            if value is not None and k <= each["fitted"]  # beyond, means are of few losses; they are in the table
         ]
         curves.append(Curve(f"layer {each['layer']}", points, CURVES[(each["layer"] - 1) % len(CURVES)]))
         if each["falls"]:
@@ -307,7 +329,8 @@ def _gradients_section(found: Mapping[str, Any]) -> str:
                 "How much the loss at a token would change with the hidden state some tokens earlier, relative to the"
                 f" state at the token itself: the mean over {number(found['losses'])} tokens of a text. A line that"
                 " falls fast is a short memory for learning: what lies further back teaches the weights nothing. The"
-                " half-life is the distance in which the gradient falls to half."
+                " half-life is the distance in which the gradient falls to half. Lines end where fewer than half of"
+                " these tokens have a state as far back; the table goes on."
             ),
             paragraph(f"{summary[0].upper()}{summary[1:]}."),
             figure(
@@ -367,18 +390,33 @@ def _gates_section(found: Mapping[str, Any]) -> str:
 def _settings_section(found: Mapping[str, Any]) -> str:
     parts = [paragraph("Every setting that the model was made with, those that were chosen automatically included.")]
     for section, rows in found.items():
-        rows_of_section = table(
-            ["setting", "value", "what it is"], [[each["name"], plain(each["value"]), each["about"]] for each in rows]
-        )
-        parts.append(f"<h3>{escape(section.capitalize())}</h3>{rows_of_section}")
+        shown = [[each["name"], plain(value), each["about"]] for each in rows for value in _each(each["value"])]
+        header = ["setting", "value", "what it is"]
+        if not any(about for _, _, about in shown):
+            header, shown = header[:2], [row[:2] for row in shown]
+        parts.append(f"<h3>{escape(section.capitalize())}</h3>{table(header, shown)}")
     return "\n".join(parts)
 
 
+def _each(value: Any) -> list[Any]:
+    """The models of a mixture, a row for each; any other value as it is."""
+    return value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+
+
 def _sizes_section(found: Mapping[str, Any]) -> str:
-    parts = [paragraph("How many numbers the model is made of, and which parts of it they are in.")]
+    text = "How many numbers the model has learnt or counted."
+    if "stored" in found:
+        text = "How many numbers each part of the model's file has, and all of them together."
+        if found["stored"] != found["parameters"]:
+            text += (
+                " Not all of these were learnt or counted: some only say where others are to be found, or save working"
+                " something out each time."
+            )
+    parts = [paragraph(text)]
     rows = [[part.replace("_", " "), count] for part, count in found.get("parts", {}).items()]
     for name, label in (
-        ("parameters", "in all"),
+        ("stored", "stored, all together"),
+        ("parameters", "learnt or counted"),
         ("weights_bytes", "bytes on disk"),
         ("vocabulary", "tokens in the vocabulary"),
     ):
@@ -410,5 +448,5 @@ def _speed_section(found: Mapping[str, Any]) -> str:
     rows = [[label, found[name]] for name, label in labels.items() if found.get(name) is not None]
     return paragraph(
         "How long training took where it was done, and how fast the model is on the computer that made this page."
-        " Passages are written side by side, so writing one alone is slower than the number says."
+        " Pieces of a text may be read, and passages are written, side by side: one alone is slower than that."
     ) + table(["", "value"], rows)
