@@ -54,7 +54,7 @@ def sections(kind: str) -> dict[str, type[Any]]:
 
 ROWS_OF_VALIDATION = 10  # rows that validation during training is read in, each from the zero state: an estimate
 SPLITS = ("train", "valid", "test")
-HIGHEST_RATES = {"rnn": 5e-3, "gru": 3e-3}  # of Adam: above, these cells are thrown off, the sooner the more often
+HIGHEST_RATES = {"rnn": 2e-3, "gru": 3e-3}  # of Adam: above, these cells are thrown off, the sooner the more often
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,26 @@ def test_a_rate_in_words(rate, half_life, words):
     assert gradients.in_words(curve) == words
 
 
+def test_a_curve_that_is_not_straight_is_told_of():
+    k = np.arange(101)
+    straight = 0.5 ** (k / 7)
+    bent = np.maximum(0.5**k, 0.01 * 0.5 ** (k / 30))
+    for values, half, words in (
+        (straight, 7, "half-life 7 tokens"),
+        (bent, 1, "half-life 30 tokens, not exponential: half at k = 1"),
+    ):
+        rate = gradients.fitted_rate(k[1:], values[1:])
+        curve = Decay(k, values, np.ones(101, int), rate, 100)
+        assert gradients.in_words(curve) == words
+        assert curve.halved == half
+        logs = np.log2(values[1:])
+        (_, residual, *_) = np.polyfit(k[1:], logs, 1, full=True)  # no line has a smaller one
+        assert curve.straightness <= 1 - float(residual[0]) / np.square(logs - logs.mean()).sum() + 1e-9
+        assert (curve.straightness > 0.999) == (values is straight)
+    assert math.isnan(Decay(k, np.ones(101), np.ones(101, int), 0.0, 100).straightness)
+    assert Decay(k, np.ones(101), np.ones(101, int), 0.0, 100).halved is None
+
+
 def test_the_decay_of_c_is_not_that_of_h():
     found = gradients.gradient_map(Unrolled(*made("lstm, 2 layers")))
     for layer in (0, 1):

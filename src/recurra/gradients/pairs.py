@@ -22,6 +22,7 @@ Floats = NDArray[np.floating[Any]]
 STATES = ("hidden", "cell")
 MOST_POINTS = 1000  # of a fitted line: it takes the slopes between all pairs of them
 LEVEL = 0.5  # of log2 over a fitted range: what rises by less does not rise
+STRAIGHT = 0.9  # R² of a fit, from which on a curve counts as exponential
 SCALED = 100  # powers of 2 that vectors are brought back by at once, which float32 has
 
 # What a map takes beside itself, found by measuring: bytes of a pair while matplotlib draws it, and in lists that
@@ -215,6 +216,21 @@ class Decay:
         return -1 / self.rate if self.rate < 0 else math.inf
 
     @property
+    def halved(self) -> int | None:
+        """The first distance at which no more than half of it is left; None if there is none."""
+        below = np.flatnonzero(self.relative[: self.fitted + 1] <= 0.5)
+        return int(self.distances[below[0]]) if len(below) else None
+
+    @property
+    def straightness(self) -> float:
+        """R² of log2 of it against distance over the fit: near 1 it is exponential, and the rate says all; or NaN."""
+        k, v = _usable(self.distances[1 : self.fitted + 1], self.relative[1 : self.fitted + 1])
+        if len(k) < 2 or math.isnan(self.rate) or not np.ptp(v):
+            return math.nan
+        apart = v - self.rate * k
+        return max(0.0, 1 - float(np.square(apart - apart.mean()).sum() / np.square(v - v.mean()).sum()))
+
+    @property
     def overflow(self) -> int | None:
         """The first distance at which gradients are larger than floats can be; None if there is none."""
         beyond = np.flatnonzero(np.isposinf(self.relative))
@@ -256,9 +272,7 @@ def fitted_rate(distances: ArrayLike, values: ArrayLike) -> float:
     Returns:
         Below 0 if they fall; NaN for fewer than two values.
     """
-    k, v = np.asarray(distances, np.float64), np.asarray(values, np.float64)
-    usable = np.isfinite(v) & (v > 1e-300)
-    k, v = k[usable], np.log2(v[usable])
+    k, v = _usable(distances, values)
     if len(k) > MOST_POINTS:
         chosen = np.linspace(0, len(k) - 1, MOST_POINTS).astype(np.int64)
         k, v = k[chosen], v[chosen]
@@ -268,12 +282,22 @@ def fitted_rate(distances: ArrayLike, values: ArrayLike) -> float:
     return float(np.median((v[right] - v[left]) / (k[right] - k[left])))
 
 
+def _usable(distances: ArrayLike, values: ArrayLike) -> tuple[Floats, Floats]:
+    """Distances of the values that are well within what floats hold, and log2 of these."""
+    k, v = np.asarray(distances, np.float64), np.asarray(values, np.float64)
+    usable = np.isfinite(v) & (v > 1e-300)
+    return k[usable], np.log2(v[usable])
+
+
 def in_words(curve: Decay) -> str:
     """How gradients fall, or rise, as a text has it."""
     if math.isnan(curve.rate):
         return "no half-life"
     if curve.rate < 0:
-        return f"half-life {curve.half_life:.3g} tokens"
+        words = f"half-life {curve.half_life:.3g} tokens"
+        if curve.straightness >= STRAIGHT or math.isnan(curve.straightness):
+            return words
+        return f"{words}, not exponential" + ("" if curve.halved is None else f": half at k = {curve.halved}")
     if curve.rate * curve.fitted < LEVEL:
         return "does not fall"
     return f"doubles every {1 / curve.rate:.3g} tokens"

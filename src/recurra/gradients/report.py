@@ -334,6 +334,8 @@ def _decay_mapping(curve: Decay) -> dict[str, Any]:
         "counts": curve.counts.tolist(),
         "rate": curve.rate,  # log2 per token
         "half_life": curve.half_life,
+        "halved": curve.halved,
+        "straightness": curve.straightness,
         "overflow": curve.overflow,
         "fitted": curve.fitted,
         "in_words": in_words(curve),

@@ -21,7 +21,7 @@ from recurra.config import UserError, setting
 from recurra.evaluation import row_starts
 from recurra.files import finite
 from recurra.generation import REPLACEMENT, IncrementalDecoder
-from recurra.gradients import decay, gradient_map, unroll_model
+from recurra.gradients import decay, gradient_map, in_words, unroll_model
 from recurra.language_model import LanguageModel
 from recurra.nn import Recurrent
 from recurra.opening import About, about
@@ -445,7 +445,7 @@ def _gradients(lm: LanguageModel, example: TokenStream) -> Numbers:
                 "relative": curve.relative.tolist(),
                 "pairs": curve.counts.tolist(),
                 "half_life": curve.half_life,  # in tokens
-                "falls": None if math.isnan(curve.half_life) else math.isfinite(curve.half_life),
+                "in_words": in_words(curve),
                 "fitted": curve.fitted,
             }
             for number, curve in enumerate(curves, 1)

@@ -312,12 +312,7 @@ def _gradients_section(found: Mapping[str, Any]) -> str:
             if value is not None and k <= each["fitted"]  # beyond, means are of few losses; they are in the table
         ]
         curves.append(Curve(f"layer {each['layer']}", points, CURVES[(each["layer"] - 1) % len(CURVES)]))
-        if each["falls"]:
-            said.append(f"layer {each['layer']}: half-life {number(each['half_life'])} tokens")
-        else:
-            said.append(
-                f"layer {each['layer']}: " + ("does not fall" if each["falls"] is False else "too few steps to say")
-            )
+        said.append(f"layer {each['layer']}: {each['in_words']}")
         rows += [
             [f"layer {each['layer']}", k, value, pairs]
             for k, value, pairs in zip(each["distances"], each["relative"], each["pairs"], strict=True)
@@ -329,7 +324,8 @@ def _gradients_section(found: Mapping[str, Any]) -> str:
                 "How much the loss at a token would change with the hidden state some tokens earlier, relative to the"
                 f" state at the token itself: the mean over {number(found['losses'])} tokens of a text. A line that"
                 " falls fast is a short memory for learning: what lies further back teaches the weights nothing. The"
-                " half-life is the distance in which the gradient falls to half. Lines end where fewer than half of"
+                " half-life is the distance in which the gradient falls to half by a straight line through the curve;"
+                " where it is not, the distance at which half is left stands beside. Lines end where fewer than half of"
                 " these tokens have a state as far back; the table goes on."
             ),
             paragraph(f"{summary[0].upper()}{summary[1:]}."),
