@@ -135,7 +135,7 @@ def test_the_gradient_that_is_left_is_that_of_a_chain_of_forget_gates():
         of_input = (of_cell * 0.5**power * 0.5 * (1 - candidate**2)).detach() @ weight
         norms.append(of_input.norm(dim=-1).mean())
     assert isinstance(model.recurrent, LSTM)
-    assert made_up_recall._gradient(model, batch) == pytest.approx(float(norms[0] / norms[1]), rel=1e-9)
+    assert made_up_recall.gradient_left(model, batch) == pytest.approx(float(norms[0] / norms[1]), rel=1e-9)
 
 
 def test_shorter_distances_can_be_learnt_from_too(monkeypatch):

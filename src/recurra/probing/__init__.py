@@ -17,6 +17,7 @@ from recurra.probing.made_up_recall import (
     RecallRow,
     RecallSettings,
     draw_recall,
+    gradient_left,
     recall,
     recall_table,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "draw_recall",
     "draw_repeated",
     "example",
+    "gradient_left",
     "recall",
     "recall_table",
     "repeated_table",

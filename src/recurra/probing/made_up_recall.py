@@ -24,7 +24,16 @@ from recurra.plotting import figure_of, label_axes, save
 from recurra.probing.made_up_texts import Batches, RecallBatch, Task, draw_batch, example, task_of
 from recurra.training import Diverged, Trainer, TrainerSettings, Watcher
 
-__all__ = ["RecallModel", "RecallResult", "RecallRow", "RecallSettings", "draw_recall", "recall", "recall_table"]
+__all__ = [
+    "RecallModel",
+    "RecallResult",
+    "RecallRow",
+    "RecallSettings",
+    "draw_recall",
+    "gradient_left",
+    "recall",
+    "recall_table",
+]
 
 TASKS = ("sentence", "copy")
 CELLS = ("rnn", "gru", "lstm")
@@ -285,7 +294,7 @@ def _try(
     if settings.shorter:
         tasks += [type(task)(distance, task.items) for distance in range(task.least, task.distance)]
     valid = draw_batch(task, VALID_EXAMPLES, (seed, VALID)).to(device)
-    gradient = _gradient(model, valid)
+    gradient = gradient_left(model, valid)
 
     def score() -> tuple[str, float]:
         accuracy, _ = _tested(model, valid)
@@ -325,8 +334,16 @@ def _try(
     )
 
 
-def _gradient(model: RecallModel, batch: RecallBatch) -> float:
-    """How much of the last input's gradient is left where the item was named, the mean over texts."""
+def gradient_left(model: RecallModel, batch: RecallBatch) -> float:
+    """How much of the last input's gradient is left where the item was named.
+
+    Args:
+        model: whose loss is -log p of the item at the end.
+        batch: texts in which the item is named once before its end.
+
+    Returns:
+        The mean norm over texts of the gradient with respect to the input there, over that of the last input's.
+    """
     inputs = model.embedding(batch.inputs).detach().requires_grad_()
     scores = model.output(model.recurrent(inputs)[0][-1])
     (gradient,) = torch.autograd.grad(F.cross_entropy(scores, batch.targets[-1], reduction="sum"), inputs)
