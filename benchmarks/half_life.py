@@ -19,6 +19,7 @@ from side_by_side import machine
 
 import recurra
 from recurra import gradients
+from recurra.evaluation import row_starts
 from recurra.gradients import Decay
 
 SHOWN = (1, 5, 20, 50, 100)  # tokens back
@@ -38,21 +39,23 @@ def main() -> None:
     for directory in arguments.directories:
         lm = recurra.load(directory, device="cpu")
         text = lm.held_out(arguments.split)
-        if text is None:
-            raise SystemExit(f"{directory}: its {arguments.split} text is not there")
+        if text is None or len(text) < arguments.length:
+            raise SystemExit(f"{directory}: its {arguments.split} text is not there, or shorter than --length")
         model = copy.deepcopy(lm.model).double()
         begins = np.linspace(0, len(text) - arguments.length, arguments.pieces).astype(int)
-        maps = [
-            gradients.gradient_map(gradients.unroll_model(model, text.tokens[begin : begin + arguments.length]))
-            for begin in begins
-        ]
+        rows = row_starts(lm.model.settings.reset, text.document_starts, text.line_starts)
+        maps = []
+        for begin in begins:
+            end = begin + arguments.length
+            starts = [int(row) - begin for row in rows if begin < row < end]
+            maps.append(gradients.gradient_map(gradients.unroll_model(model, text.tokens[begin:end], starts=starts)))
         for state in ("hidden",) if maps[0].cell is None else ("hidden", "cell"):
             pieces = [gradients.decay(each, state=state) for each in maps]
             mean = np.mean([each.relative for each in pieces], axis=0)
             fitted = pieces[0].fitted
             rate = gradients.fitted_rate(pieces[0].distances[1 : fitted + 1], mean[1 : fitted + 1])
             curve = Decay(pieces[0].distances, mean, pieces[0].counts, rate, fitted)
-            least, most = (bound(each.half_life for each in pieces) for bound in (min, max))
+            least, most = (bound([each.half_life for each in pieces]) for bound in (np.nanmin, np.nanmax))
             name = f"{'/'.join(Path(directory).resolve().parts[-2:])}, {state}"
             left = ", ".join(f"{mean[k]:.2g}" for k in shown)
             print(

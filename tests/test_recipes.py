@@ -45,13 +45,13 @@ def test_sgd_is_clipped_to_what_its_rate_is_for():
 
 
 def test_other_cells_than_the_lstm_learn_at_a_lower_rate():
-    words = SimpleNamespace(kind="words", vocabulary=range(8_000))
-
-    def rate(cell, **options):
+    def rate(cell, kind="words", **options):
+        tokenizer = SimpleNamespace(kind=kind, vocabulary=range(8_000 if kind == "words" else 80))
         training = TrainingSettings(epochs=5, **options)
-        return settle("lm", RecurrentLMSettings(cell=cell), training, range(1_000_000), words)[1].learning_rate
+        return settle("lm", RecurrentLMSettings(cell=cell), training, range(1_000_000), tokenizer)[1].learning_rate
 
     assert rate("rnn") < rate("gru") < rate("lstm")
+    assert rate("rnn", "characters") < rate("gru", "characters") == rate("lstm", "characters")
     assert rate("gru", learning_rate=0.01) == 0.01
     assert rate("gru", optimizer="sgd") == rate("lstm", optimizer="sgd")
 

@@ -405,6 +405,8 @@ def clip_both_ways(gradient: Sequence[float] | Tensor, *, norm: float, value: fl
         return Clipped(after, float(after.norm()), float(after.abs().max()), cosine)
 
     before = clipped(norm=None, value=None)
+    if not math.isfinite(before.norm):
+        raise UserError("gradient: its norm is larger than floats can be; give smaller numbers")
     factor = min(1.0, norm / (before.norm + 1e-6))
     return ClippedBothWays(before, factor, clipped(norm=norm, value=None), clipped(norm=None, value=value))
 

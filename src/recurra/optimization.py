@@ -40,6 +40,11 @@ CLIP_NORM = 1.0
 CLIP_NORMS = {"sgd": 0.25, "asgd": 0.25}  # where it is another (Merity et al. 2018)
 
 
+def norm_limit(clip_norm: float | None, optimizer: str) -> float | None:
+    """The largest joint norm of gradients: what was given, or what goes with the optimiser; None for no clipping."""
+    return (CLIP_NORMS.get(optimizer, CLIP_NORM) if clip_norm is None else clip_norm) or None
+
+
 def build_optimizer(
     name: str,
     model: nn.Module,

@@ -30,7 +30,7 @@ from recurra.evaluation import Evaluation
 from recurra.language_model import LanguageModel
 from recurra.models.kinds import KINDS
 from recurra.models.neural import SAMPLED, NeuralLM
-from recurra.optimization import CLIP_NORM, CLIP_NORMS, LEARNING_RATES
+from recurra.optimization import LEARNING_RATES, norm_limit
 from recurra.presets import find_preset
 from recurra.text.batches import Batch, ContiguousStreams, LineBatches, TokenStream, write_tokens
 from recurra.text.corpora import CorpusSettings, open_corpus
@@ -54,7 +54,8 @@ def sections(kind: str) -> dict[str, type[Any]]:
 
 ROWS_OF_VALIDATION = 10  # rows that validation during training is read in, each from the zero state: an estimate
 SPLITS = ("train", "valid", "test")
-HIGHEST_RATES = {"rnn": 2e-3, "gru": 3e-3}  # of Adam: above, these cells are thrown off, the sooner the more often
+# Of Adam, where it is not the LSTM's: above, these cells are thrown off, the sooner the more often the text is read.
+WORD_RATES, CHARACTER_RATES = {"rnn": 2e-3, "gru": 3e-3}, {"rnn": 5e-3}
 
 
 @dataclass(frozen=True)
@@ -440,7 +441,7 @@ def settle(
         hidden, batch_size, dropout, rate = 512, 64, min(0.5, 0.04 * passes), 8e-3
     else:
         hidden, batch_size, dropout, rate = (384 if read > 6e6 else 256), 40, min(0.5, 0.04 * passes), 8e-3
-    rate = min(rate, HIGHEST_RATES.get(getattr(model, "cell", ""), rate))
+    rate = min(rate, (CHARACTER_RATES if characters else WORD_RATES).get(getattr(model, "cell", ""), rate))
     if training.optimizer not in ("adam", "adamw"):
         rate = LEARNING_RATES[training.optimizer]
     batch_size = max(1, min(batch_size, tokens // (2 * training.chunk_length)))
@@ -468,7 +469,7 @@ def settle(
         output_dropout=dropout,
         maxent_dropout=ngram_dropout,
     )
-    clip_norm = CLIP_NORMS.get(training.optimizer, CLIP_NORM)
+    clip_norm = norm_limit(None, training.optimizer)
     training = _fill(training, batch_size=batch_size, learning_rate=rate, clip_norm=clip_norm)
     return model, training
 

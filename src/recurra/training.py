@@ -24,8 +24,6 @@ from recurra.config import UserError, setting
 from recurra.files import remove_leftovers
 from recurra.models.protocol import LossSum, evaluating
 from recurra.optimization import (
-    CLIP_NORM,
-    CLIP_NORMS,
     LEARNING_RATES,
     OPTIMIZERS,
     SCHEDULES,
@@ -33,6 +31,7 @@ from recurra.optimization import (
     WeightAverage,
     build_optimizer,
     clip_gradients,
+    norm_limit,
     schedule_factor,
 )
 
@@ -250,8 +249,7 @@ class Trainer:
         check_support(settings, self.device)
         default_rate = LEARNING_RATES[settings.optimizer]
         self.learning_rate = default_rate if settings.learning_rate is None else settings.learning_rate
-        norm = CLIP_NORMS.get(settings.optimizer, CLIP_NORM) if settings.clip_norm is None else settings.clip_norm
-        self.clip_norm = norm or None
+        self.clip_norm = norm_limit(settings.clip_norm, settings.optimizer)
         self.optimizer = build_optimizer(
             settings.optimizer,
             model,
@@ -290,8 +288,8 @@ class Trainer:
             seconds_before, last_time = run.seconds, session_start
             evaluation_cost = 0.0
             epoch_batches: Sequence[Any] = self.batches(run.epoch)
-            while not run.finished:
-                fraction = self._agree(self._fraction(len(epoch_batches)))
+            while True:
+                fraction = self._agree(1.0 if run.finished else self._fraction(len(epoch_batches)))
                 if fraction >= 1 or self._stop:
                     run.finished = fraction >= 1
                     break
@@ -336,7 +334,10 @@ class Trainer:
         return self._stop
 
     def finish(self) -> None:
-        """End the run after the step at hand as a limit would: for a ``score`` or ``watch`` that has seen enough."""
+        """End the run after the step at hand: for a ``score`` or ``watch`` that has seen enough.
+
+        A run that is resumed goes on to its limit.
+        """
         self.run_state.finished = True
 
     def _step(self, batch: Any) -> tuple[float, int, float]:

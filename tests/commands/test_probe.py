@@ -159,7 +159,7 @@ def test_recall_writes_and_prints_its_table(capsys, tmp_path):
     assert (tmp_path / "r.md").read_text() == output
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["complete"] is True
-    assert [row["steps"] for row in content["rows"]] == [2]
+    assert [row["steps"] for row in content["rows"]] == [4]
 
 
 def test_recall_is_written_whenever_a_run_has_ended(capsys, tmp_path, monkeypatch):

@@ -157,6 +157,12 @@ def test_a_rate_in_words(rate, half_life, words):
     assert gradients.in_words(curve) == words
 
 
+def test_what_is_level_after_a_drop_is_told_so():
+    values = np.where(np.arange(101) < 2, 1.0, 0.2)
+    curve = Decay(np.arange(101), values, np.ones(101, int), -0.0001, 100)
+    assert gradients.in_words(curve) == "does not fall after k = 2, where half is left"
+
+
 def test_a_curve_that_is_not_straight_is_told_of():
     k = np.arange(101)
     straight = 0.5 ** (k / 7)

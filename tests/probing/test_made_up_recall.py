@@ -85,17 +85,18 @@ def test_rates_are_tried_in_turn_and_the_best_is_kept(monkeypatch):
 
     def attempt(settings, task, variant, seed, rate, device, watch):
         tried.append(rate)
-        return dataclasses.replace(made(task.distance, nats[rate][0]), nats=nats[rate][1], learning_rate=rate)
+        judged_by, learnt = found[rate]
+        return judged_by, dataclasses.replace(made(task.distance, 0.5), learnt=learnt, learning_rate=rate)
 
     monkeypatch.setattr(made_up_recall, "_try", attempt)
     settings = RecallSettings(cells="gru", distances=(10,), seeds=1, learning_rates=(0.1, 0.01, 0.1, 0.001))
-    nats = {0.1: (0.3, 2.0), 0.01: (1.0, 0.1), 0.001: (1.0, 0.0)}
+    found = {0.1: (2.0, False), 0.01: (0.1, True), 0.001: (0.0, True)}
     (row,) = recall(settings).rows
-    assert (row.learning_rate, row.seconds, tried) == (0.01, 2.0, [0.1, 0.01])
+    assert (row.learning_rate, row.steps, row.seconds, tried) == (0.01, 600, 2.0, [0.1, 0.01])
     tried.clear()
-    nats = {0.1: (0.3, 2.0), 0.01: (0.4, 3.0), 0.001: (0.2, 2.5)}
+    found = {0.1: (math.nan, False), 0.01: (2.0, False), 0.001: (2.5, False)}
     (row,) = recall(settings).rows
-    assert (row.learning_rate, row.seconds, tried) == (0.1, 3.0, [0.1, 0.01, 0.001])
+    assert (row.learning_rate, row.steps, row.seconds, tried) == (0.01, 900, 3.0, [0.1, 0.01, 0.001])
 
 
 def test_what_is_tested_was_never_drawn_for_training():
@@ -136,6 +137,28 @@ def test_the_gradient_that_is_left_is_that_of_a_chain_of_forget_gates():
         norms.append(of_input.norm(dim=-1).mean())
     assert isinstance(model.recurrent, LSTM)
     assert made_up_recall.gradient_left(model, batch) == pytest.approx(float(norms[0] / norms[1]), rel=1e-9)
+    assert made_up_recall.gradient_left(model.float(), batch) == pytest.approx(float(norms[0] / norms[1]), rel=1e-5)
+    assert model.output.weight.dtype == torch.float32
+
+
+def test_a_gradient_that_no_float32_holds_is_told():
+    torch.manual_seed(0)
+    task = CopyTask(300, 4)
+    left = made_up_recall.gradient_left(RecallModel("rnn", len(task.vocabulary), 8), draw_batch(task, 5, (1,)))
+    assert 0 < left < 1e-50
+
+
+def test_a_result_is_complete_when_every_run_is_in_it():
+    settings = RecallSettings(cells="gru", distances=(10, 20, 10), seeds=2)
+    rows = [made(10, 1.0, "gru"), made(20, 1.0, "gru"), made(10, 1.0, "gru", seed=2)]
+    assert not RecallResult(settings, rows).complete
+    assert RecallResult(settings, [*rows, made(20, 1.0, "gru", seed=2)]).complete
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        recall(RecallSettings(cells="gru", distances=(10,)))
 
 
 def test_shorter_distances_can_be_learnt_from_too(monkeypatch):
@@ -210,6 +233,7 @@ def made(distance, accuracy, cell="lstm", seed=1, clip=1.0, problem=None, nats=1
         chance=0.0625,
         gradient=10.0**-distance,
         learning_rate=0.003,
+        learnt=accuracy >= 0.99,
         steps=steps,
         seconds=1.0,
         problem=problem,
@@ -240,8 +264,9 @@ def test_the_table_by_hand():
         "| LSTM, forget bias 1, clipped at 1 | 1e-10 | 1e-20 |",
         "| RNN, not clipped | 1e-10 |  |",
         "",
-        "A layer of 64 units for each distance, at most 1,500 updates of 64 new texts at rate 0.003, then 0.001;"
+        "A layer of 64 units for each distance, at most 1,500 updates of 64 new texts at each rate: 0.003, 0.001;"
         " learnt: 99 % of new texts.",
+        "Not complete: 4 runs so far.",
         "\\* a run diverged, and was tested as it was before.",
     ]
     content = RecallResult(RecallSettings(), ROWS).to_mapping()

@@ -22,6 +22,7 @@ from recurra.config import ArgumentParser, UserError
 from recurra.evaluation import surprisals
 from recurra.reporting import ReportSettings, measure, measuring, page, report
 from recurra.text.batches import TokenStream
+from recurra.text.vocabulary import LINE_END
 
 BAD = "<script>alert(1)</script>"
 SECTIONS = (
@@ -395,6 +396,29 @@ def test_a_sample_says_that_it_is_one(short, lstm, numbers):
     assert f"all {numbers['reading']['of']:,} tokens of the valid text" in Page(page(numbers)).text["frequency"]
 
 
+@pytest.mark.parametrize("reset", ["none", "documents", "lines"])
+def test_every_piece_of_a_sample_begins_anew_and_so_do_rows_in_it(reset):
+    ids = np.full(60_000, 5)
+    ids[2_999::3_000] = LINE_END  # lines far longer than a piece
+    documents = [0, 15_000, 45_000]
+    stream = TokenStream.from_tokens(ids, documents)
+    found = measuring._sample(stream, 16_000, reset)
+    assert found.reset == "documents"
+    assert len(found.pieces) == measuring.PIECES
+    firsts = [max(0, begin - measuring.BEFORE) for begin, _ in found.pieces]
+    lengths = [end - first for first, (_, end) in zip(firsts, found.pieces, strict=True)]
+    begun = np.cumsum([0, *lengths[:-1]])
+    assert set(begun) <= set(found.stream.document_starts)
+    rows = {"none": [0], "documents": documents, "lines": range(0, 60_000, 3_000)}[reset]
+    inside = {
+        int(place) + row - first
+        for place, first, (_, end) in zip(begun, firsts, found.pieces, strict=True)
+        for row in rows
+        if first < row < end
+    }
+    assert set(found.stream.document_starts) == inside | set(begun)
+
+
 def test_a_sample_of_a_text_without_lines(short):
     stream = TokenStream.from_tokens(np.full(1000, 5))
     found = measuring._sample(stream, 60, "none")
@@ -587,6 +611,8 @@ def test_a_classifier(folder):
     shown = Page(page(found))
     assert shown_sections(shown) == ["learning", "results", "settings", "sizes", "speed", "missing"]
     assert found["learning"]["score_name"] == "accuracy"
+    assert found["learning"]["clip_norm"] == 1.0  # which training chose, as nothing was said
+    assert "clipped at" in page(found)
     rows = {cells[0]: cells for cells in shown.rows["results"]}
     assert close(rows["accuracy"][1], found["results"]["valid"]["accuracy"])
 

@@ -23,6 +23,7 @@ __all__ = [
     "complain",
     "draw_learning_curve",
     "loading_flags",
+    "numbers",
     "output_flag",
     "positive",
     "print_json",
@@ -57,6 +58,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers with commas between them, for argparse."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0,3, got {text!r}") from None
 
 
 def output_flag(parser: ArgumentParser, *others: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recurra.commands.command import Command, positive, print_json
+from recurra.commands.command import Command, numbers, positive, print_json
 from recurra.config import ArgumentParser, UserError
 
 if TYPE_CHECKING:
@@ -279,20 +279,12 @@ def _clipping_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--text", metavar="TEXT", help="take the language model's gradient on this text")
     parser.add_argument(
         "--gradient",
-        type=_numbers,
+        type=numbers,
         metavar="X,X,...",
         help="take this gradient (default: 3,-4); =-1,2 where - is first",
     )
     parser.add_argument("--norm", type=float, metavar="X", help="limit of the norm (default: as trained, or 1)")
     parser.add_argument("--value", type=float, metavar="X", help="limit of an entry (default: as trained, or 1)")
-
-
-def _numbers(text: str) -> list[float]:
-    """Numbers with commas between them, for argparse."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 3,-4, got {text!r}") from None
 
 
 def _clipping(arguments: argparse.Namespace) -> Explanation:

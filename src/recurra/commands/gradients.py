@@ -10,7 +10,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recurra.commands.command import PICTURES, Command, check_outputs, complain, output_flag, positive, print_json
+from recurra.commands.command import (
+    PICTURES,
+    Command,
+    check_outputs,
+    complain,
+    numbers,
+    output_flag,
+    positive,
+    print_json,
+)
 from recurra.commands.predict import is_predictor, refuse
 from recurra.commands.reporter import Reporter
 from recurra.config import ArgumentParser, UserError
@@ -29,14 +38,6 @@ SHOWN = ("map", "decay", "jacobians", "weights", "clipping")
 FRESH = ("hidden_size", "layers", "seed", "nonlinearity", "recurrent_scale", "forget_bias")  # for fresh layers alone
 READ = ("encoding", "errors")  # for texts alone
 PATIENCE = 5  # seconds of silence
-
-
-def _numbers(text: str) -> list[float]:
-    """Numbers with commas between them, for argparse."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 0,3, got {text!r}") from None
 
 
 def _flags(parser: ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def _flags(parser: ArgumentParser) -> None:
     group.add_argument("--recurrent-scale", type=float, metavar="X", help="multiply W_h by it (default: 1)")
     group.add_argument(
         "--forget-bias",
-        type=_numbers,
+        type=numbers,
         metavar="X,Y,...",
         help="of the lstm's forget gates, an lstm for each (default: drawn as all others)",
     )

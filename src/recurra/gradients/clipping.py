@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recurra.checkpoint import SETTINGS, read_log, read_settings
 from recurra.config import UserError
-from recurra.optimization import CLIP_NORM, CLIP_NORMS
+from recurra.optimization import norm_limit
 
 __all__ = ["Clipping", "read_clipping"]
 
@@ -74,9 +74,7 @@ def read_clipping(directory: str | Path) -> Clipping:
     try:
         normed = [line for line in lines if line.get("gradient_norm") is not None]
         found = [(int(line["step"]), float(line["gradient_norm"])) for line in normed]
-        norm = training["clip_norm"]
-        norm = CLIP_NORMS.get(training["optimizer"], CLIP_NORM) if norm is None else norm
-        limits = float(norm) or None, float(training["clip_value"]) or None
+        limits = norm_limit(training["clip_norm"], training["optimizer"]), float(training["clip_value"]) or None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{log}: damaged, or {SETTINGS} is ({error}); train again") from error
     steps, norms = np.array([step for step, _ in found], np.int64), np.array([norm for _, norm in found], float)

@@ -118,11 +118,6 @@ class Bound(NamedTuple):
         """Whether the largest singular value is below 1 / gamma, which is enough for gradients to vanish."""
         return self.gamma is not None and self.largest_singular < 1 / self.gamma
 
-    @property
-    def may_explode(self) -> bool:
-        """Whether it is above 1 / gamma, without which gradients cannot explode; True where the bound is not valid."""
-        return self.gamma is None or self.largest_singular > 1 / self.gamma
-
 
 def recurrent_bounds(stack: Recurrent, layer: int) -> list[Bound]:
     """The bound of Pascanu et al. (2013, section 2.1) for a layer, and the same numbers for each gate's rows of W_h."""

@@ -21,7 +21,7 @@ __all__ = ["STATES", "Decay", "GradientMap", "check_size", "decay", "fitted_rate
 Floats = NDArray[np.floating[Any]]
 STATES = ("hidden", "cell")
 MOST_POINTS = 1000  # of a fitted line: it takes the slopes between all pairs of them
-LEVEL = 0.5  # of log2 over a fitted range: what rises by less does not rise
+LEVEL = 0.5  # of log2 over a fitted range: what changes by less is level
 STRAIGHT = 0.9  # R² of a fit, from which on a curve counts as exponential
 SCALED = 100  # powers of 2 that vectors are brought back by at once, which float32 has
 
@@ -293,11 +293,11 @@ def in_words(curve: Decay) -> str:
     """How gradients fall, or rise, as a text has it."""
     if math.isnan(curve.rate):
         return "no half-life"
-    if curve.rate < 0:
-        words = f"half-life {curve.half_life:.3g} tokens"
-        if curve.straightness >= STRAIGHT or math.isnan(curve.straightness):
-            return words
-        return f"{words}, not exponential" + ("" if curve.halved is None else f": half at k = {curve.halved}")
-    if curve.rate * curve.fitted < LEVEL:
-        return "does not fall"
-    return f"doubles every {1 / curve.rate:.3g} tokens"
+    if abs(curve.rate) * curve.fitted < LEVEL:
+        words = "does not fall"
+        return words if curve.halved is None else f"{words} after k = {curve.halved}, where half is left"
+    tokens = f"{1 / abs(curve.rate):.3g} tokens"
+    words = f"half-life {tokens}" if curve.rate < 0 else f"doubles every {tokens}"
+    if curve.straightness >= STRAIGHT or math.isnan(curve.straightness):
+        return words
+    return f"{words}, not exponential" + ("" if curve.halved is None else f": half at k = {curve.halved}")

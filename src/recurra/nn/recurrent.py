@@ -356,6 +356,10 @@ class Recurrent(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__}: a step alone is for stacks of one direction, after eval()")
         self._check_features(inputs)
         before = self._zeros(len(inputs), inputs) if states is None else list(states)
+        for state, like in zip(before, self._zeros(len(inputs), inputs), strict=True):
+            for part, expected in zip(state, like, strict=True):
+                if part.shape != expected.shape:
+                    raise ValueError(f"states: expected parts {_shape(expected)}, got {_shape(part)}")
         own = [self.weights(layer) for layer in range(self.num_layers)] if weights is None else weights
         after, gates, reads = [], [], []
         output = below = inputs

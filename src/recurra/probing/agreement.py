@@ -412,7 +412,7 @@ def other_number(verb: str, plural: bool) -> str:
             other = small + "s"
     elif small.endswith("ies") and len(small) > 4:
         other = small[:-3] + "y"
-    elif small.endswith(("sses", "shes", "ches", "xes", "zzes", "oes")):
+    elif small.endswith(("sses", "shes", "ches", "xes", "zzes", "tzes", "oes")):
         other = small[:-2]
     else:
         other = small.removesuffix("s")

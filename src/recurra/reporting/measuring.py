@@ -25,6 +25,7 @@ from recurra.gradients import decay, gradient_map, in_words, unroll_model
 from recurra.language_model import LanguageModel
 from recurra.nn import Recurrent
 from recurra.opening import About, about
+from recurra.optimization import norm_limit
 from recurra.predictor import Predictor
 from recurra.text.batches import TokenStream
 from recurra.text.tokenizer import Tokenizer
@@ -92,7 +93,8 @@ def measure(
     if log is None:
         missing["learning"] = why
     else:
-        log["clip_norm"] = content.get("training", {}).get("clip_norm") or None
+        training = content["training"]
+        log["clip_norm"] = norm_limit(training["clip_norm"], training["optimizer"])
     numbers: Numbers = {
         "model": {"name": directory.resolve().name, "kind": kind.kind, "title": kind.title},
         "learning": log,
@@ -287,7 +289,8 @@ def _sample(stream: TokenStream, most: int, reset: str) -> _Sample:
         return _Sample(stream, reset, np.ones(total, bool), np.arange(total), [(0, total)])
     count = max(1, min(PIECES, most // SHORTEST))
     length = most // count
-    lines, documents = np.asarray(stream.line_starts), np.asarray(stream.document_starts)
+    lines = np.asarray(stream.line_starts)
+    rows = np.asarray(row_starts(reset, stream.document_starts, lines))
     pieces, tokens, counted, starts, read = [], [], [], [], 0
     for place in np.linspace(0, total - length, count).astype(int).tolist():
         near = int(lines[min(np.searchsorted(lines, place), len(lines) - 1)])
@@ -296,13 +299,13 @@ def _sample(stream: TokenStream, most: int, reset: str) -> _Sample:
         pieces.append((begin, end))
         tokens.append(np.asarray(stream.tokens[first:end]))
         counted.append(np.arange(first, end) >= begin)
-        # Every piece is a row of its own, and so are the documents in it for a model that begins anew with each.
-        inside = documents[(documents > first) & (documents < end)] if reset == "documents" else []
-        starts += [read, *(read + int(document) - first for document in inside)]
+        # Every piece begins anew, as does what the model begins anew with inside it.
+        inside = rows[(rows > first) & (rows < end)]
+        starts += [read, *(read + int(row) - first for row in inside)]
         read += end - first
     part = TokenStream.from_tokens(np.concatenate(tokens), starts, vocabulary=stream.vocabulary)
     places = np.concatenate([np.arange(begin, end) for begin, end in pieces])
-    return _Sample(part, "lines" if reset == "lines" else "documents", np.concatenate(counted), places, pieces)
+    return _Sample(part, "documents", np.concatenate(counted), places, pieces)
 
 
 def _reading(lm: LanguageModel, split: str, whole: TokenStream, sample: _Sample) -> tuple[Numbers, TokenStream]:
@@ -323,7 +326,8 @@ def _reading(lm: LanguageModel, split: str, whole: TokenStream, sample: _Sample)
     places = [_span(low + 1, high) for low, high in zip(doubling, [*doubling[1:], math.inf], strict=True)]
     wanted = EXCERPT.get(lm.tokenizer.kind, EXCERPT_WORDS)
     begin, end = _middle(begins, *sample.pieces[len(sample.pieces) // 2], wanted)
-    excerpt = TokenStream.from_tokens(np.asarray(whole.tokens[begin:end]), vocabulary=whole.vocabulary)
+    documents = [0, *(int(start) - begin for start in whole.document_starts if begin < start < end)]
+    excerpt = TokenStream.from_tokens(np.asarray(whole.tokens[begin:end]), documents, vocabulary=whole.vocabulary)
     ids, first = excerpt.tokens.tolist(), int(np.searchsorted(sample.places, begin))
     mean = float(nats.mean())
     numbers = {
