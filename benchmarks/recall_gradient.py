@@ -14,6 +14,7 @@ import torch
 from side_by_side import machine
 
 from recurra.probing import RecallModel, gradient_left, task_of
+from recurra.probing.made_up_recall import VALID
 from recurra.probing.made_up_texts import Batches, RecallBatch, Task, draw_batch
 from recurra.training import Trainer, TrainerSettings
 
@@ -29,11 +30,12 @@ def main() -> None:
     arguments = parser.parse_args()
     task = task_of("sentence", arguments.distance, ITEMS)
     every = max(1, arguments.updates // 10)
+    updates = 10 * every
     print(machine())
     print(f"distance {arguments.distance}, seed {arguments.seed}: gradient left at the item / accuracy, at update")
-    print(f"{'':20}" + "".join(f"{update:>14,}" for update in range(0, arguments.updates + 1, every)))
+    print(f"{'':20}" + "".join(f"{update:>14,}" for update in range(0, updates + 1, every)))
     for cell, bias in NETWORKS:
-        found = watch(cell, bias, task, arguments.seed, arguments.updates, every)
+        found = watch(cell, bias, task, arguments.seed, updates, every)
         name = cell if bias is None else f"{cell}, bias {bias:g}"
         columns = [f"{left:.0e} / {100 * accuracy:.0f}" for left, accuracy in found]
         print(f"{name:20}" + "".join(f"{column:>14}" for column in columns), flush=True)
@@ -43,7 +45,7 @@ def watch(cell: str, bias: float | None, task: Task, seed: int, updates: int, ev
     """Train a network; what reached the item, and how many items were recalled, from before the first update on."""
     torch.manual_seed(seed)
     model = RecallModel(cell, len(task.vocabulary), UNITS, bias)
-    watched = draw_batch(task, 256, (seed, 2**32 - 2))
+    watched = draw_batch(task, 256, (seed, VALID))
     found = [reached(model, watched)]
 
     def score() -> tuple[str, float]:
