@@ -150,7 +150,7 @@ def reading(lm: LanguageModel, text: str, *, target: bool = False) -> Situation:
         raise UserError(f"expected a recurrent language model (lm), this one is of kind {lm.kind!r}")
     ids: list[int] = [*lm.tokenizer.encode(text).tolist(), *([] if target else [LINE_END])]
     if not ids:
-        raise UserError("text: expected at least one token, whose surprisal is the loss; give --text")
+        raise UserError("text: it is empty; expected at least one token, whose surprisal is the loss")
     read = [LINE_END, *ids[:-1]]
     if lm.model.settings.reset == "lines":
         ids = ids[len(read) - 1 - read[::-1].index(LINE_END) :]

@@ -256,7 +256,7 @@ def test_clipping_with_a_log_and_a_gradient_of_a_model(models, capsys):
         (["bptt", "{}/gru"], "at least one token"),
         (["bptt", "{}/gru", "--cell", "gru"], "--cell: a model has its own"),
         (["bptt", "--steps", "20000"], "--steps: expected at most 10,000"),
-        (["clipping", "--gradient", "3,x"], "expected numbers such as 3,-4, got '3,x'"),
+        (["clipping", "--gradient", "3,x"], "expected numbers such as 0,3, got '3,x'"),
         (["clipping", "--norm", "0"], "norm: expected a number above 0, got 0.0"),
         (["clipping", "--text", "the"], "--text: needs the folder of a model"),
         (["lstm", "--units", "3"], "did you mean --unit"),

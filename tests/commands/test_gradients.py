@@ -12,7 +12,7 @@ from recurra import gradients
 from recurra.cli import main
 from recurra.language_model import LanguageModel
 
-TRAINING = {"clip_norm": 0.5, "clip_value": 0.0, "chunk_length": 7}
+TRAINING = {"clip_norm": 0.5, "clip_value": 0.0, "optimizer": "adam", "chunk_length": 7}
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_a_curve_that_is_not_straight_is_told_of():
     bent = np.maximum(0.5**k, 0.01 * 0.5 ** (k / 30))
     for values, half, words in (
         (straight, 7, "half-life 7 tokens"),
-        (bent, 1, "half-life 30 tokens, not exponential: half at k = 1"),
+        (bent, 1, "half-life 30 tokens, not exponential, half at k = 1"),
     ):
         rate = gradients.fitted_rate(k[1:], values[1:])
         curve = Decay(k, values, np.ones(101, int), rate, 100)

@@ -325,7 +325,7 @@ def test_the_picture_shows_accuracies_and_intervals(tmp_path, monkeypatch):
     (axes,) = figure.axes
     assert path == tmp_path / "a.png"
     assert axes.get_title("left") == "toy"
-    assert axes.get_xlabel() == "pairs whose grammatical sentence is the likelier one (%), 95 % interval"
+    assert axes.get_xlabel() == "pairs whose grammatical sentence is likelier (%);\nlines: 95 % interval"
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == [
         *["all pairs  (6)", "every word known  (5)", "simple  (3)", "past  (1)", "far  (1)", "$x$ | y  (1)"],

@@ -286,7 +286,7 @@ def test_the_page_says_the_numbers(numbers):
         assert cells[0] == gates["tokens"][place]
         assert all(close(cell, unit[place]) for cell, unit in zip(cells[1:], gates["values"], strict=True))
     decays = [
-        (f"layer {e['layer']}", k, v)
+        (f"layer {e['layer']}, {e['state']}", k, v)
         for e in numbers["gradients"]["layers"]
         for k, v in zip(e["distances"], e["relative"], strict=True)
     ]
@@ -482,8 +482,13 @@ def test_gradients_and_gates_are_in_float64_and_the_model_stays_as_it_is(lstm, n
     lm = recurra.load(lstm)
     excerpt = [lm.tokenizer.id(each["token"]) for each in numbers["reading"]["excerpt"]]
     unrolled = gradients.unroll_model(recurra.load(lstm).model.double(), excerpt)
-    for layer, found in enumerate(numbers["gradients"]["layers"]):
-        expected = gradients.decay(gradients.gradient_map(unrolled), layer)
+    layers = numbers["gradients"]["layers"]
+    assert [(found["layer"], found["state"]) for found in layers] == [(n, s) for n in (1, 2) for s in "hc"][
+        : len(layers)
+    ]
+    for found in layers:
+        state = {"h": "hidden", "c": "cell"}[found["state"]]
+        expected = gradients.decay(gradients.gradient_map(unrolled), found["layer"] - 1, state)
         assert found["relative"] == pytest.approx(expected.relative.tolist(), rel=1e-12)
     seen = []
 

@@ -22,11 +22,13 @@ __all__ = [
     "check_outputs",
     "complain",
     "draw_learning_curve",
+    "how_read",
     "loading_flags",
     "numbers",
     "output_flag",
     "positive",
     "print_json",
+    "reading_flags",
     "stopped",
     "summary",
 ]
@@ -80,6 +82,19 @@ def output_flag(parser: ArgumentParser, *others: str) -> None:
         metavar="FILE",
         help=f"write it, in the form that the name ends in: {forms}; may be repeated",
     )
+
+
+def reading_flags(parser: ArgumentParser) -> None:
+    """Flags of how texts are read; :func:`how_read` has what they say."""
+    parser.add_argument("--encoding", metavar="TEXT", help="of the text (default: utf-8)")
+    parser.add_argument(
+        "--errors", choices=("strict", "replace", "ignore"), help="what is done about bytes that are no text"
+    )
+
+
+def how_read(arguments: argparse.Namespace) -> dict[str, str]:
+    """What :func:`reading_flags` say, as keyword arguments."""
+    return {"encoding": arguments.encoding or "utf-8", "errors": arguments.errors or "strict"}
 
 
 def check_outputs(paths: Sequence[Path], *others: str) -> None:

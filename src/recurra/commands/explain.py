@@ -186,10 +186,11 @@ def _notes(stack: Any, layer: int, *, of_text: bool) -> list[str]:
     """What the letters stand for, for this stack."""
     weight = stack.weights(layer - 1).weight_hh
     sigma = "1 / (1 + exp(-x))" if stack.mode[:3] != "RNN" else stack.nonlinearity
+    own_rows = "; every gate has rows of its own in W_h, W_e and b" if stack.gate_count > 1 else ""
     notes = [
         f"sigma is {sigma}; W_h h(t-1) is this unit's sum of {weight.shape[1]} products, W_e e(t) of"
         f" {stack.weights(layer - 1).weight_ih.shape[1]};",
-        "b is the sum of both biases; every gate has rows of its own in W_h, W_e and b.",
+        f"b is the sum of both biases{own_rows}.",
     ]
     if stack.layer_norm:
         notes.append("LN is layer normalisation, over all units, with its gain (of c(t) with its bias too).")

@@ -15,10 +15,12 @@ from recurra.commands.command import (
     Command,
     check_outputs,
     complain,
+    how_read,
     numbers,
     output_flag,
     positive,
     print_json,
+    reading_flags,
 )
 from recurra.commands.predict import is_predictor, refuse
 from recurra.commands.reporter import Reporter
@@ -69,10 +71,7 @@ def _flags(parser: ArgumentParser) -> None:
         "--dtype", choices=("float64", "float32"), default="float64", help="float32 is faster (default: float64)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
-    parser.add_argument("--encoding", metavar="TEXT", help="of the text (default: utf-8)")
-    parser.add_argument(
-        "--errors", choices=("strict", "replace", "ignore"), help="what is done about bytes that are no text"
-    )
+    reading_flags(parser)
     output_flag(parser, ".json")
     parser.add_argument(
         "--show", choices=SHOWN, help="what a picture is of (default: map; decay where there are several models)"
@@ -347,7 +346,7 @@ def _stream(lm: LanguageModel, directory: str, arguments: argparse.Namespace, le
     from recurra.text.documents import Document, Text
 
     if arguments.text:
-        text = open_text(arguments.text, encoding=arguments.encoding or "utf-8", errors=arguments.errors or "strict")
+        text = open_text(arguments.text, **how_read(arguments))
 
         def beginning(document: Document) -> Document:
             # Every line is a token at least, so that no more of them are needed.

@@ -14,10 +14,12 @@ from recurra.commands.command import (
     Command,
     check_outputs,
     complain,
+    how_read,
     loading_flags,
     output_flag,
     positive,
     print_json,
+    reading_flags,
 )
 from recurra.commands.reporter import Reporter
 from recurra.config import ArgumentParser, UserError, add_flags, resolve
@@ -37,6 +39,7 @@ def _recall_flags(parser: ArgumentParser) -> None:
         "directory", nargs="?", metavar="DIR", help="folder of a model of words, to look at its memory of a real text"
     )
     parser.add_argument("text", nargs="*", metavar="TEXT", help="that text: file, folder, glob, .gz or CORPUS:SPLIT")
+    reading_flags(parser)
     output_flag(parser, *TABLES)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="say nothing but the table")
@@ -95,7 +98,7 @@ def _repeated(arguments: argparse.Namespace) -> int:
     device = getattr(arguments, "device", "auto")
     lm = load(arguments.directory, device=None if device == "auto" else device)
     with tempfile.TemporaryDirectory() as folder, Reporter(arguments.quiet or arguments.json) as reporter:
-        stream = write_tokens(open_text(arguments.text), lm.tokenizer, Path(folder) / "text")
+        stream = write_tokens(open_text(arguments.text, **how_read(arguments)), lm.tokenizer, Path(folder) / "text")
         reporter.say(f"reading {len(stream):,} tokens")
         result = repeated_words(lm, stream, settings)
     _write(arguments.output, result.to_mapping(), repeated_table(result), partial(draw_repeated, result))
@@ -118,6 +121,7 @@ def _agreement_flags(parser: ArgumentParser) -> None:
     output_flag(parser, *TABLES)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--per-pair", type=Path, metavar="FILE", help="write outcome and scores of every pair as TSV")
+    reading_flags(parser)
     parser.add_argument("--lowercase", action="store_true", help="make all letters small first")
     parser.add_argument(
         "--split-punctuation",
@@ -136,8 +140,11 @@ def _agreement(arguments: argparse.Namespace) -> int:
     check_outputs(arguments.output, *TABLES)
     if arguments.per_pair:
         _check_place(arguments.per_pair)
+        given = [Path(each) for each in arguments.pairs] + arguments.output
+        if arguments.per_pair.resolve() in [each.resolve() for each in given]:
+            raise UserError(f"--per-pair {arguments.per_pair}: is read or written as something else; name another file")
     skipped: Counter[str] = Counter()
-    pairs = list(read_pairs(arguments.pairs or [PAIRS], skipped=skipped))
+    pairs = list(read_pairs(arguments.pairs or [PAIRS], skipped=skipped, **how_read(arguments)))
     lm = load(arguments.directory, device=arguments.device, precision=arguments.precision)
     with Reporter(arguments.json) as reporter:
 

@@ -13,10 +13,12 @@ from recurra.commands.command import (
     PICTURES,
     Command,
     check_outputs,
+    how_read,
     loading_flags,
     output_flag,
     positive,
     print_json,
+    reading_flags,
 )
 from recurra.config import ArgumentParser, UserError
 
@@ -64,6 +66,7 @@ def _flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--text", dest="words", metavar="TEXT", help="a text as it stands, even if a file has that name"
     )
+    reading_flags(parser)
     output_flag(parser, *ARRAY_SUFFIXES, ".json")
     parser.add_argument("--layer", type=positive, metavar="N", help="from 1, which reads the words (default: the last)")
     parser.add_argument("--gate", choices=GATES, help="what to look at (default: cell; hidden where there is none)")
@@ -133,7 +136,7 @@ def _stream(arguments: argparse.Namespace, lm: LanguageModel, path: Path) -> Tok
     from recurra.text.corpora import open_text
 
     if arguments.text is not None:
-        return write_tokens(open_text([arguments.text]), lm.tokenizer, path)
+        return write_tokens(open_text([arguments.text], **how_read(arguments)), lm.tokenizer, path)
     ids = lm.tokenizer.encode(arguments.words)
     return TokenStream.from_tokens(ids, vocabulary=lm.tokenizer.vocabulary.digest())
 

@@ -298,6 +298,8 @@ def in_words(curve: Decay) -> str:
         return words if curve.halved is None else f"{words} after k = {curve.halved}, where half is left"
     tokens = f"{1 / abs(curve.rate):.3g} tokens"
     words = f"half-life {tokens}" if curve.rate < 0 else f"doubles every {tokens}"
-    if curve.straightness >= STRAIGHT or math.isnan(curve.straightness):
-        return words
-    return f"{words}, not exponential" + ("" if curve.halved is None else f": half at k = {curve.halved}")
+    if curve.straightness < STRAIGHT:
+        words += ", not exponential"
+    # Where the beginning is steeper than the line, the half-life alone would mislead.
+    early = curve.halved is not None and curve.rate < 0 and curve.halved < curve.half_life / 2
+    return f"{words}, half at k = {curve.halved}" if early else words

@@ -128,8 +128,9 @@ def draw_decay(
             line = np.exp2(np.clip(middle + fitted * curve.rate, math.log2(SMALLEST), math.log2(LARGEST)))
             axes.plot(fitted, line, color=colour, linewidth=0.5)
         words = in_words(curve)
-        if curve.overflow is not None:
-            words += f", too large for floats from k = {curve.overflow}"
+        beyond = curve.distances[curve.relative > LARGEST]
+        if len(beyond):
+            words += f", too large to draw from k = {beyond[0]}"
         axes.plot(
             curve.distances[shown],
             curve.relative[shown],
@@ -208,8 +209,12 @@ def draw_contributions(found: Contributions, path: str | Path, *, title: str = "
     """
     figure = figure_of(6.4, 3.4)
     axes = figure.add_subplot()
-    axes.fill_between(found.steps, np.minimum(found.norms, LARGEST), step="mid", color="0.6", linewidth=0)
+    beyond = found.norms > LARGEST
+    edges = np.append(found.steps, found.steps[-1] + 1) - 0.5
+    axes.stairs(np.where(beyond, 0.0, found.norms), edges, fill=True, color="0.6")
     axes.set_ylim(bottom=0)
+    if beyond.any():
+        title += f"{', ' if title else ''}{int(beyond.sum())} steps too large to draw"
     label_axes(
         axes,
         x="i, step at which W_h was used (tokens)",
@@ -237,7 +242,9 @@ def draw_clipping(found: Clipping, path: str | Path, *, title: str = "") -> None
     if found.clip_norm is not None:
         axes.axhline(found.clip_norm, color="black", linewidth=0.6, linestyle=":", label=f"limit {found.clip_norm:g}")
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    drawn = [*found.before, *found.after, *([] if found.clip_norm is None else [found.clip_norm])]
+    tight = max(drawn) < 10 * min(drawn)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 7, 8, 9) if tight else (1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     label_axes(axes, x="training step", y="norm of the gradient (nats per token)", title=title)

@@ -660,7 +660,7 @@ def draw(result: Agreement, path: Path, *, title: str = "") -> None:
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
     axes.set_ylim(places[-1] + 0.8, -0.8)
     axes.set_xlim(-2, 102)
-    label_axes(axes, x="pairs whose grammatical sentence is the likelier one (%), 95 % interval", title=title)
+    label_axes(axes, x="pairs whose grammatical sentence is likelier (%);\nlines: 95 % interval", title=title)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     save(figure, path)

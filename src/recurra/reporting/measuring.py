@@ -438,13 +438,15 @@ def _gradients(lm: LanguageModel, example: TokenStream) -> Numbers:
     stride = math.ceil(model.parameters_count * len(tokens) ** 2 / PAIRED)
     stride = max(1, min(stride, len(tokens) // 10))
     found = gradient_map(unroll_model(model, tokens, starts=inside), stride=stride)
-    curves = [decay(found, layer) for layer in range(len(found.hidden))]
+    states = ("hidden",) if found.cell is None else ("hidden", "cell")
+    curves = [(layer, state, decay(found, layer, state)) for layer in range(len(found.hidden)) for state in states]
     return {
         "tokens": len(tokens),
         "losses": len(found.steps),
         "layers": [
             {
-                "layer": number,
+                "layer": layer + 1,
+                "state": "" if found.cell is None else {"hidden": "h", "cell": "c"}[state],
                 "distances": curve.distances.tolist(),
                 "relative": curve.relative.tolist(),
                 "pairs": curve.counts.tolist(),
@@ -452,6 +454,6 @@ def _gradients(lm: LanguageModel, example: TokenStream) -> Numbers:
                 "in_words": in_words(curve),
                 "fitted": curve.fitted,
             }
-            for number, curve in enumerate(curves, 1)
+            for layer, state, curve in curves
         ],
     }

@@ -276,8 +276,8 @@ def _surprisal_section(found: Mapping[str, Any]) -> str:
         [
             paragraph(
                 f"A piece of the {found['split']} text. The stronger its colour, the less the model expected a token"
-                " after all that was before. Look for words that stand out only at their first mention, and for pale"
-                " endings."
+                " after all that was before. Look for pale endings, and in a model with a memory for words that"
+                " stand out only at their first mention."
             ),
             f'<p class="key">Surprisal in bits, up to {number(top)} and more: {key}</p>',
             f'<div class="text" lang="">{"".join(spans)}</div>',
@@ -304,17 +304,19 @@ def _samples_section(found: Mapping[str, Any]) -> str:
 
 
 def _gradients_section(found: Mapping[str, Any]) -> str:
-    curves, said, rows = [], [], []
+    curves: list[Curve] = []
+    said, rows = [], []
     for each in found["layers"]:
         points = [
             (float(k), value)
             for k, value in zip(each["distances"], each["relative"], strict=True)
             if value is not None and k <= each["fitted"]  # beyond, means are of few losses; they are in the table
         ]
-        curves.append(Curve(f"layer {each['layer']}", points, CURVES[(each["layer"] - 1) % len(CURVES)]))
-        said.append(f"layer {each['layer']}: {each['in_words']}")
+        name = f"layer {each['layer']}" + (f", {each['state']}" if each["state"] else "")
+        curves.append(Curve(name, points, CURVES[len(curves) % len(CURVES)]))
+        said.append(f"{name}: {each['in_words']}")
         rows += [
-            [f"layer {each['layer']}", k, value, pairs]
+            [name, k, value, pairs]
             for k, value, pairs in zip(each["distances"], each["relative"], each["pairs"], strict=True)
         ]
     summary = "; ".join(said)
@@ -323,7 +325,8 @@ def _gradients_section(found: Mapping[str, Any]) -> str:
             paragraph(
                 "How much the loss at a token would change with the hidden state some tokens earlier, relative to the"
                 f" state at the token itself: the mean over {number(found['losses'])} tokens of a text. A line that"
-                " falls fast is a short memory for learning: what lies further back teaches the weights nothing. The"
+                " falls fast is a short memory for learning: what lies further back teaches the weights nothing. In an"
+                " LSTM, c is the memory; h drops after one token, as it acts through the next gates alone. The"
                 " half-life is the distance in which the gradient falls to half by a straight line through the curve;"
                 " where it is not, the distance at which half is left stands beside. Lines end where fewer than half of"
                 " these tokens have a state as far back; the table goes on."
@@ -384,7 +387,12 @@ def _gates_section(found: Mapping[str, Any]) -> str:
 
 
 def _settings_section(found: Mapping[str, Any]) -> str:
-    parts = [paragraph("Every setting that the model was made with, those that were chosen automatically included.")]
+    parts = [
+        paragraph(
+            "Every setting that the model was made with, those chosen from the data included; auto is what was left to"
+            " the program."
+        )
+    ]
     for section, rows in found.items():
         shown = [[each["name"], plain(value), each["about"]] for each in rows for value in _each(each["value"])]
         header = ["setting", "value", "what it is"]

@@ -119,7 +119,7 @@ def _target(labels: Sequence[str | float]) -> tuple[tuple[str, ...], Numbers]:
         if len(categories) > MOST_CATEGORIES:
             raise UserError(
                 f"labels: expected numbers, or names of at most {MOST_CATEGORIES} categories, got {len(categories)};"
-                f" {categories[0]!r} is a name"
+                f" {names[0]!r} is a name"
             ) from None
         places = {name: place for place, name in enumerate(categories)}
         codes = np.array([places[str(label)] for label in labels])
