@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from recurra.config import UserError
+from recurra.gradients.batched import Batched
 from recurra.gradients.unrolled import Unrolled, mapped
 from recurra.nn.cells import LSTMState
+from recurra.nn.products import ROWS_MULTIPLE
 
 __all__ = ["STATES", "Decay", "GradientMap", "check_size", "decay", "fitted_rate", "gradient_map", "in_words"]
 
@@ -135,23 +137,25 @@ def gradient_map(
     norms = np.zeros((2 if of_lstm else 1, stack.num_layers, rows, count))
     # What has come back to the state before the step at hand: of each row, that is of each t, times 2 ** -exponent.
     carried = [mapped(lambda part: part.new_zeros(rows, *part.shape), state) for state in unrolled.states[0]]
-    exponents = np.zeros(rows, np.int64)
+    exponents, batched = np.zeros(rows, np.int64), Batched()
     for done, i in enumerate(reversed(range(count))):
         if progress is not None:
             progress(done, count)
         first = -(-max(0, i - stride + 1) // stride)  # the first row with t >= i
         if first == rows:
             continue
-        step = unrolled.step(i)
+        newest, first = first, first - first % ROWS_MULTIPLE  # rows before it are zeros
+        with batched:
+            step = unrolled.step(i)
         outputs = [part for state in step.after for part in state]
         vectors = [part[first:] for state in carried for part in state]
-        if int(steps[first]) == i:
+        if int(steps[newest]) == i:
             seed = unrolled.seeds.new_zeros(rows - first, *step.output.shape)
-            seed[0, 0] = unrolled.seeds[i]
+            seed[newest - first, 0] = unrolled.seeds[i]
             outputs.append(step.output)
             vectors.append(seed)
         inputs = [part for state in step.after for part in state] + [part for state in step.before for part in state]
-        found = list(torch.autograd.grad(outputs, inputs, vectors, is_grads_batched=True, allow_unused=True))
+        found = _products(outputs, inputs, vectors)
         before = found[len(found) // 2 :]
         for number, gradient in enumerate(found[: len(found) // 2]):
             layer, part = divmod(number, len(norms))
@@ -173,6 +177,19 @@ def gradient_map(
             else:
                 torch.mul(gradient, scale, out=target)
     return GradientMap(steps, norms[0], norms[1] if of_lstm else None, tuple(sorted(unrolled.starts)))
+
+
+def _products(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Tensor]) -> list[Tensor | None]:
+    """Vector-Jacobian products of a batch of vectors, with respect to each input that they reach."""
+
+    def of_one(*vector: Tensor) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(outputs, inputs, vector, allow_unused=True, retain_graph=True)
+        reached[:] = [gradient is not None for gradient in found]
+        return tuple(gradient for gradient in found if gradient is not None)
+
+    reached: list[bool] = []
+    found = iter(torch.func.vmap(of_one)(*vectors))
+    return [next(found) if each else None for each in reached]
 
 
 def _powers(gradients: Sequence[Tensor | None]) -> NDArray[np.int64] | None:
