@@ -23,13 +23,13 @@ from recurra.probing.agreement import (
     Tally,
     draw,
     measure,
-    other_number,
     prepared,
     read_pairs,
     table,
     unknown_words,
     write_pairs_tsv,
 )
+from recurra.probing.pairs import other_number
 from recurra.text.documents import Text
 from recurra.text.tokenizer import TokenizerSettings, WordTokenizer, build_tokenizer
 from recurra.text.vocabulary import Vocabulary
